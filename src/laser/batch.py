@@ -1,0 +1,87 @@
+"""One training batch: jagged histories, the samples that point into them, and their labels.
+
+Legend of shape suffixes: B samples; U distinct histories (one per user and time); T history events, packed;
+K values of a multi-valued feature.
+
+Three samples of two distinct histories, of 2 and 3 events, oldest event first::
+
+    history["item"]   [ a  b | c  d  e ]      T = 5
+    off_U1            [ 0      2        5 ]   U + 1 offsets
+    history_of_B      [ 0, 1, 1 ]             samples 1 and 2 share a history
+    target["item"]    [ x, y, z ]             B = 3
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Batch:
+    """Tensors of one step on one device.
+
+    Invariants: ``off_U1[0] == 0``, ``off_U1[-1] == T``, offsets do not fall; ``0 <= history_of_B < U``; every id is in
+    ``[0, cardinality)``; ``age_T > 0`` (an event at the sample's own time is not history). B, U and T may be 0.
+    """
+
+    history: dict[str, Tensor]
+    """Per history field int64 ids, [T] or [T, K]: item, item side info, event side info."""
+    off_U1: Tensor
+    """int64 offsets of the histories, [U + 1]."""
+    age_T: Tensor
+    """float32 seconds from the event to the sample."""
+    history_of_B: Tensor
+    """int64 index of each sample's history."""
+    target: dict[str, Tensor]
+    """Per target field int64 ids, [B] or [B, K]: item, item side info."""
+    context: dict[str, Tensor]
+    """Per context field int64 ids, [B] or [B, K]."""
+    label_B: Tensor
+    """float32, 0 or 1."""
+    user_B: Tensor
+    """int64 user codes, for per-user metrics and predictions."""
+    timestamp_B: Tensor
+    """int64 ticks of the schema's unit."""
+    row_B: Tensor
+    """int64 position of the sample in its split: the key of predictions, and of dropout masks that do not depend on how samples are spread over processes."""
+    history_key_U: Tensor
+    """int64 hash of (user, time): the same for the same history on any process."""
+    step: int
+    """Position of this batch in the run (epochs times batches an epoch, plus position)."""
+    global_size: int
+    """Samples of this step over all processes; the loss is a mean over them."""
+
+    def __len__(self) -> int:
+        return self.label_B.shape[0]
+
+    @property
+    def num_histories(self) -> int:
+        """U."""
+        return self.off_U1.shape[0] - 1
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        """A batch with ``function`` applied to every tensor."""
+        changes = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                changes[field.name] = function(value)
+            elif isinstance(value, dict):
+                changes[field.name] = {name: function(tensor) for name, tensor in value.items()}
+        return replace(self, **changes)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """Copy to a device."""
+        return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Batch:
+        """Copy to page-locked host memory."""
+        return self.map(Tensor.pin_memory)
+
+    def record_stream(self, stream: torch.cuda.Stream) -> None:
+        """Tell the caching allocator that ``stream`` uses these tensors."""
+        self.map(lambda tensor: tensor.record_stream(stream) or tensor)
