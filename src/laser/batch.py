@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,7 +48,8 @@ class Batch:
     timestamp_B: Tensor
     """int64 ticks of the schema's unit."""
     row_B: Tensor
-    """int64 position of the sample in its split: the key of predictions, and of dropout masks that do not depend on how samples are spread over processes."""
+    """int64 position of the sample in its split: the key of predictions, and of dropout masks that do not depend on
+    how samples are spread over processes."""
     history_key_U: Tensor
     """int64 hash of (user, time): the same for the same history on any process."""
     step: int
@@ -65,7 +67,7 @@ class Batch:
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
         """A batch with ``function`` applied to every tensor."""
-        changes = {}
+        changes: dict[str, Any] = {}
         for field in fields(self):
             value = getattr(self, field.name)
             if isinstance(value, Tensor):

@@ -83,7 +83,8 @@ class Feature:
         if self.table is not None and (self.cardinality is None or self.width is None):
             raise ValueError(f"feature {self.name!r} looks up table {self.table!r}: set its cardinality and width")
         if self.length < 1 or (self.cardinality is not None and self.cardinality < 1):
-            raise ValueError(f"feature {self.name!r} has length {self.length} and cardinality {self.cardinality}; both must be at least 1")
+            sizes = f"length {self.length} and cardinality {self.cardinality}"
+            raise ValueError(f"feature {self.name!r} has {sizes}; both must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ class Schema:
             raise ValueError(f"schema {self.name!r} names {', '.join(repeated)} more than once")
         for kind in ONCE:
             if (found := len(self.of_kind(kind))) != 1:
-                raise ValueError(f"schema {self.name!r} has {found} features of kind {kind.value!r}; expected exactly 1")
+                raise ValueError(f"schema {self.name!r} has {found} features of kind {kind.value!r}; expected 1")
         if self.timestamp_unit not in TIMESTAMP_UNITS:
             raise ValueError(f"timestamp_unit is {self.timestamp_unit!r}; expected one of {', '.join(TIMESTAMP_UNITS)}")
         assert self.tables is not None  # evaluates the checks on shared tables
@@ -133,7 +134,8 @@ class Schema:
         for feature in self.features:
             if feature.name == name:
                 return feature
-        raise ValueError(f"no feature {name!r} in schema {self.name!r}; it has {', '.join(f.name for f in self.features)}")
+        known = ", ".join(f.name for f in self.features)
+        raise ValueError(f"no feature {name!r} in schema {self.name!r}; it has {known}")
 
     @property
     def user(self) -> Feature:
@@ -192,7 +194,9 @@ class Schema:
             known = found.get(f.table, Table(f.table, f.cardinality, f.width, ()))
             if (known.rows, known.width) != (f.cardinality, f.width):
                 raise ValueError(
-                    f"feature {f.name!r} wants table {f.table!r} as {f.cardinality} x {f.width}, but {known.features[0]!r} has it as {known.rows} x {known.width}; give both the same cardinality and width"
+                    f"feature {f.name!r} wants table {f.table!r} as {f.cardinality} x {f.width}, but "
+                    f"{known.features[0]!r} has it as {known.rows} x {known.width}; "
+                    "give both the same cardinality and width"
                 )
             found[f.table] = Table(f.table, f.cardinality, f.width, (*known.features, f.name))
         return found
@@ -200,7 +204,12 @@ class Schema:
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON, with the format's version."""
         features = [{k: v for k, v in asdict(f).items() if v is not None} for f in self.features]
-        return {"version": SCHEMA_VERSION, "name": self.name, "timestamp_unit": self.timestamp_unit, "features": features}
+        return {
+            "version": SCHEMA_VERSION,
+            "name": self.name,
+            "timestamp_unit": self.timestamp_unit,
+            "features": features,
+        }
 
     @classmethod
     def from_dict(cls, data: dict[str, Any], where: str = "schema") -> Schema:
@@ -210,7 +219,10 @@ class Schema:
             ValueError: when the version differs or a key is missing or unknown; the message names ``where``.
         """
         if (version := data.get("version")) != SCHEMA_VERSION:
-            raise ValueError(f"{where} has schema version {version}, this release reads version {SCHEMA_VERSION}; prepare the data set again with laser-prep")
+            raise ValueError(
+                f"{where} has schema version {version}, this release reads version {SCHEMA_VERSION}; "
+                "prepare the data set again with laser-prep"
+            )
         try:
             features = tuple(Feature(**f) for f in data["features"])
             return cls(data["name"], features, data["timestamp_unit"])

@@ -15,7 +15,7 @@ class Ragged:
     """Histories of U users.
 
     Args:
-        fields: per field one array of T values; events of user ``u`` are ``[offsets[u], offsets[u + 1])``, oldest first.
+        fields: per field one array of T values, oldest event first; user ``u`` has ``[offsets[u], offsets[u + 1])``.
         offsets: int64, U + 1 values.
     """
 
