@@ -1,0 +1,176 @@
+"""One optimizer for both kinds of parameters: tables, whose updates are fused into the backward pass, and the rest.
+
+Lightning then steps, schedules and checkpoints a single optimizer. Its parameter groups are fixed, ``[tables, dense]``,
+whatever part of the tables this process holds, so that a checkpoint fits any number of processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Adam, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from laser.versions import check_triple
+
+check_triple()
+
+from fbgemm_gpu.split_embedding_configs import EmbOptimType  # noqa: E402
+from torchrec.optim.keyed import KeyedOptimizer  # noqa: E402
+
+TABLE_OPTIMIZERS = {
+    "adagrad": EmbOptimType.EXACT_ADAGRAD,
+    "rowwise_adagrad": EmbOptimType.EXACT_ROWWISE_ADAGRAD,
+    "sgd": EmbOptimType.EXACT_SGD,
+    "adam": EmbOptimType.ADAM,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableOptimizer:
+    """Optimizer of the embedding tables, fused into the backward pass: only rows of the batch are touched.
+
+    Args:
+        name: ``adagrad`` keeps one accumulator per value, ``rowwise_adagrad`` one per row; ``adam`` needs a GPU.
+        learning_rate: after warm-up.
+        eps: added to the root of the accumulator.
+        initial_accumulator: starting value of Adagrad's accumulators; damps the first updates of a row.
+        max_gradient: clip each value of a table's gradient to this size; ``None`` does not clip.
+    """
+
+    name: Literal["adagrad", "rowwise_adagrad", "sgd", "adam"] = "adagrad"
+    learning_rate: float = 0.05
+    eps: float = 1e-8
+    initial_accumulator: float = 0.1
+    max_gradient: float | None = None
+
+    def fused_params(self) -> dict[str, Any]:
+        """Arguments of FBGEMM's table-batched embedding."""
+        params: dict[str, Any] = {
+            "optimizer": TABLE_OPTIMIZERS[self.name],
+            "learning_rate": self.learning_rate,
+            "eps": self.eps,
+        }
+        if self.max_gradient is not None:
+            params |= {"gradient_clipping": True, "max_gradient": self.max_gradient}
+        return params
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseOptimizer:
+    """Adam for everything that is not an embedding table. The paper (arXiv 2602.11562) uses betas 0.9 and 0.9999.
+
+    Args:
+        learning_rate: after warm-up.
+        betas: decay of the first and second moments.
+        eps: added to the root of the second moment.
+    """
+
+    learning_rate: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.9999)
+    eps: float = 1e-8
+
+
+class SparseDenseOptimizer(Optimizer):
+    """Steps the dense parameters and hands the scheduled learning rate to the fused optimizers of the tables.
+
+    ``param_groups[0]`` stands for the tables: it has no parameters, only their learning rate. The other groups are
+    those of the dense optimizer, shared with it.
+
+    Args:
+        tables: fused optimizers of the sharded collections, none when the model has no tables here.
+        table_learning_rate: of the tables.
+        dense: optimizer of all other parameters; its state is created at once, so that checkpoints can be read into
+            it before the first step.
+    """
+
+    def __init__(self, tables: Iterable[KeyedOptimizer], table_learning_rate: float, dense: Optimizer) -> None:
+        self.tables = list(tables)
+        self.dense = dense
+        super().__init__([{"params": [], "lr": table_learning_rate}, *dense.param_groups], defaults={})
+        create_adam_state(dense)
+        self.state = dense.state
+
+    def push_table_learning_rate(self) -> None:
+        """Tell the fused optimizers their learning rate; it counts from the next backward pass."""
+        for optimizer in self.tables:
+            for group in optimizer.param_groups:
+                group["lr"] = self.param_groups[0]["lr"]  # type: ignore[index]
+            optimizer.step()  # a fused step only passes the learning rate on; rows change in backward
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Run ``closure`` (forward and backward, which updates the tables) once and step the dense parameters."""
+        self.push_table_learning_rate()
+        return self.dense.step(closure)
+
+    def hyper_parameters(self) -> list[dict[str, Any]]:
+        """Everything in the groups but the parameters."""
+        return [{key: value for key, value in group.items() if key != "params"} for group in self.param_groups]
+
+    def load_hyper_parameters(self, groups: list[dict[str, Any]]) -> None:
+        """Restore what ``hyper_parameters`` returned."""
+        for group, saved in zip(self.param_groups, groups, strict=True):
+            group.update(saved)
+
+
+def create_adam_state(optimizer: Optimizer) -> None:
+    """Give every parameter the state that Adam's first step would create."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            optimizer.state[parameter] = {
+                "step": torch.zeros((), dtype=torch.float32),
+                "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+                "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+            }
+
+
+def fused_state(optimizer: KeyedOptimizer) -> Mapping[str, Mapping[str, Any]]:
+    """Sharded state tensors of a fused optimizer by parameter and state name, sharing memory with it."""
+    return optimizer.state_dict()["state"]  # type: ignore[return-value]
+
+
+def local_tensors(value: Any) -> list[Tensor]:
+    """Parts of a plain or sharded tensor that this process holds."""
+    return [shard.tensor for shard in value.local_shards()] if hasattr(value, "local_shards") else [value]
+
+
+@torch.no_grad()
+def fill_accumulators(optimizer: KeyedOptimizer, config: TableOptimizer) -> None:
+    """Set Adagrad's accumulators to their starting value, which FBGEMM has no argument for."""
+    if config.name not in ("adagrad", "rowwise_adagrad"):
+        return
+    for states in fused_state(optimizer).values():
+        for name, state in states.items():
+            if name.endswith("momentum1"):
+                for tensor in local_tensors(state):
+                    tensor.fill_(config.initial_accumulator)
+
+
+def dense_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Trainable parameters that no fused optimizer owns, by name."""
+    return {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and not hasattr(parameter, "_in_backward_optimizers")
+    }
+
+
+def build_optimizer(
+    parameters: Iterable[nn.Parameter], tables: Iterable[KeyedOptimizer], table: TableOptimizer, dense: DenseOptimizer
+) -> SparseDenseOptimizer:
+    """The optimizer of a model whose tables are sharded."""
+    adam = Adam(list(parameters), lr=dense.learning_rate, betas=dense.betas, eps=dense.eps)
+    return SparseDenseOptimizer(tables, table.learning_rate, adam)
+
+
+def linear_warm_up(optimizer: Optimizer, steps: int) -> LambdaLR:
+    """Learning rates rise linearly from ``1 / steps`` of their value to all of it at step ``steps``, then stay."""
+
+    def factor(step: int) -> float:
+        return min(1.0, (step + 1) / max(steps, 1))
+
+    return LambdaLR(optimizer, factor)

@@ -1,0 +1,168 @@
+"""The last place that knows of other processes: shards the tables, leaves the dense part to DDP.
+
+``TorchRecStrategy`` is used in every run; one process is its degree-1 case, with a process group of one.
+
+Order within ``Trainer.fit``: ``setup_environment`` (refuse bad combinations, start the process group) -> the module's
+``configure_model`` (tables on "meta") -> ``setup`` (shard, fill rows, wrap in DDP, build the optimizer) -> checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch.plugins import CheckpointIO, ClusterEnvironment, Precision
+from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from laser.train import checkpoint as checkpoints
+from laser.train.optim import SparseDenseOptimizer, fill_accumulators
+from laser.train.sharding import Sharding, check_combination, shard_collections, sharded_collections
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+
+    from laser.train.module import CTRModule
+
+META = torch.device("meta")
+ROWS_AT_A_TIME = 1 << 20
+"""Initial rows drawn at once, to bound the memory beside the table itself."""
+
+
+class TorchRecStrategy(DDPStrategy):
+    """Sharded embedding tables and data-parallel dense parameters, for one process or many, on CPU or GPU.
+
+    Args:
+        sharding: how tables are spread over the processes.
+        timeout_seconds: how long a process waits for another in a collective before it fails.
+        accelerator: set by the trainer.
+        parallel_devices: set by the trainer.
+        cluster_environment: set by the trainer.
+        checkpoint_io: only its removal of old checkpoints is used.
+        precision_plugin: set by the trainer.
+        process_group_backend: ``None`` takes gloo on the CPU and nccl on GPUs.
+    """
+
+    def __init__(
+        self,
+        sharding: Sharding | None = None,
+        timeout_seconds: float = 1800.0,
+        accelerator: pl.accelerators.Accelerator | None = None,
+        parallel_devices: list[torch.device] | None = None,
+        cluster_environment: ClusterEnvironment | None = None,
+        checkpoint_io: CheckpointIO | None = None,
+        precision_plugin: Precision | None = None,
+        process_group_backend: str | None = None,
+    ) -> None:
+        super().__init__(
+            accelerator=accelerator,
+            parallel_devices=parallel_devices,
+            cluster_environment=cluster_environment,
+            checkpoint_io=checkpoint_io,
+            precision_plugin=precision_plugin,
+            process_group_backend=process_group_backend,
+            timeout=timedelta(seconds=timeout_seconds),
+        )
+        self.sharding = sharding or Sharding()
+
+    @property
+    def module(self) -> CTRModule:
+        """The LightningModule being run."""
+        assert self.lightning_module is not None
+        return self.lightning_module  # type: ignore[return-value]
+
+    def setup_environment(self) -> None:
+        """Refuse combinations that cannot work, then start the process group (of one, too)."""
+        check_combination(
+            self.sharding,
+            self.module.table_optimizer,
+            self.root_device,
+            str(self.precision_plugin.precision),
+            self.module.trainer.accumulate_grad_batches,
+        )
+        super().setup_environment()
+
+    def setup(self, trainer: pl.Trainer) -> None:
+        """Shard and fill the tables, then let DDP take the rest."""
+        self._shard_tables()
+        super().setup(trainer)
+
+    @torch.no_grad()
+    def _shard_tables(self) -> None:
+        module = self.module
+        known = {name for name, _ in sharded_collections(module)}
+        shard_collections(module, self.sharding, module.table_optimizer, self.root_device)
+        for name, collection in sharded_collections(module):
+            if name in known:
+                continue
+            fill_accumulators(collection.fused_optimizer, module.table_optimizer)
+            for key, weight in collection.state_dict().items():
+                fill_rows(weight, key.split(".")[1], module)
+        # DDP must neither broadcast nor reduce shards: they differ from process to process.
+        sharded = [f"{prefix}.{name}" for prefix, c in sharded_collections(module) for name, _ in c.named_parameters()]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, sharded)
+
+    @property
+    def restore_checkpoint_after_setup(self) -> bool:
+        """Shards must exist before a checkpoint is read into them."""
+        return True
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """Empty: ``save_checkpoint`` writes tensors from where they are, every process its own shards."""
+        return {}
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        """Nothing to do: ``load_checkpoint`` has filled the tensors in place."""
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """Hyper-parameters of the groups; state tensors are written by ``save_checkpoint``."""
+        inner = getattr(optimizer, "_optimizer", optimizer)
+        assert isinstance(inner, SparseDenseOptimizer)
+        return {"groups": inner.hyper_parameters()}
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        """Restore the hyper-parameters, so that the first resumed step has the learning rate it would have had."""
+        for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            assert isinstance(optimizer, SparseDenseOptimizer)
+            optimizer.load_hyper_parameters(state["groups"])
+
+    def _tensors(self) -> dict[str, Any]:
+        optimizer = self.optimizers[0] if self.optimizers else None
+        assert optimizer is None or isinstance(optimizer, SparseDenseOptimizer)
+        return checkpoints.live_tensors(self.module, optimizer)
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Any, storage_options: Any | None = None) -> None:
+        """Write a checkpoint directory; collective."""
+        checkpoints.save(filepath, self._tensors(), checkpoint, self.module.checkpoint_facts())
+
+    def load_checkpoint(self, checkpoint_path: str | Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """Read a checkpoint directory into the live tensors and return its metadata; collective."""
+        fitting = self.module.trainer.state.fn == TrainerFn.FITTING
+        return checkpoints.load(checkpoint_path, self._tensors(), self.module.checkpoint_facts(), training=fitting)
+
+    def teardown(self) -> None:
+        """Let go of a model that was never filled, so that the error which left it so is the one reported."""
+        if self._lightning_module is not None and any(p.device == META for p in self._lightning_module.parameters()):
+            self._lightning_module = None
+        super().teardown()
+
+
+def fill_rows(weight: Any, table: str, module: CTRModule) -> None:
+    """Write the initial rows of a table into the shards that this process holds."""
+    for shard in weight.local_shards():
+        (row, column), (rows, columns) = shard.metadata.shard_offsets, shard.metadata.shard_sizes
+        for start in range(0, rows, ROWS_AT_A_TIME):
+            stop = min(start + ROWS_AT_A_TIME, rows)
+            values: Tensor = module.initial_rows(table, row + start, row + stop, weight.size(1))
+            shard.tensor[start:stop].copy_(values[:, column : column + columns])
+
+
+StrategyRegistry.register(
+    "torchrec", TorchRecStrategy, description="Sharded embedding tables, data-parallel dense parameters", override=True
+)
+
