@@ -1,0 +1,116 @@
+"""Samples + their histories + item side info -> ``Batch``.
+
+Legend of shape suffixes: B samples; U distinct histories; T history events, packed; K values of a multi-valued feature.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from laser.batch import Batch
+from laser.data.columns import check_ids
+from laser.data.prepared import PreparedData
+from laser.data.samples import Samples
+from laser.schema import Kind, names
+from laser.seqvault.ragged import Ragged
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Turns samples into batches.
+
+    Args:
+        data: where histories and item side info come from.
+        max_history: newest events kept of each history.
+    """
+
+    data: PreparedData
+    max_history: int
+
+    def __call__(self, samples: Samples, row_B: np.ndarray, *, step: int, global_size: int) -> Batch:
+        """One batch.
+
+        Args:
+            samples: B samples; their targets, labels and context.
+            row_B: their numbers within the split.
+            step: position of the batch in the run.
+            global_size: samples of this step over all processes.
+
+        Raises:
+            ValueError: when a stored event has an id that the schema does not allow.
+        """
+        schema = self.data.schema
+        user_B = samples.user_N.astype(np.int64)
+        user_U, time_U, history_of_B = distinct_requests(user_B, samples.timestamp_N)
+        events = self._read(user_U, time_U)
+        item_T = events[schema.item.name].astype(np.int64)
+        item_B = samples.item_N.astype(np.int64)
+        history = self._with_side_info(item_T)
+        history |= {f.name: events[f.name] for f in schema.of_kind(Kind.EVENT_SIDE)}
+        age_T = _age_seconds(events, time_U, schema.timestamp.name, schema.seconds_per_tick)
+        return Batch(
+            history={name: _ids(history[name]) for name in names(schema.history)},
+            off_U1=torch.from_numpy(events.offsets.astype(np.int64, copy=False)),
+            age_T=torch.from_numpy(age_T),
+            history_of_B=torch.from_numpy(history_of_B),
+            target={name: _ids(ids) for name, ids in self._with_side_info(item_B).items()},
+            context={name: _ids(ids) for name, ids in samples.context.items()},
+            label_B=torch.from_numpy(samples.label_N.astype(np.float32)),
+            user_B=torch.from_numpy(user_B),
+            timestamp_B=torch.from_numpy(samples.timestamp_N.astype(np.int64, copy=False)),
+            row_B=torch.from_numpy(row_B.astype(np.int64)),
+            history_key_U=torch.from_numpy(history_keys(user_U, time_U)),
+            step=step,
+            global_size=global_size,
+        )
+
+    def _read(self, user_U: np.ndarray, time_U: np.ndarray) -> Ragged:
+        events = self.data.vault.read(user_U, before=time_U, last_n=self.max_history)
+        for feature in self.data.schema.of_kind(Kind.ITEM, Kind.EVENT_SIDE):
+            check_ids(events[feature.name], feature, str(self.data.path / "vault"))
+        return events
+
+    def _with_side_info(self, item: np.ndarray) -> dict[str, np.ndarray]:
+        """An item code and what is known about that item, per field of ``schema.target``."""
+        return {self.data.schema.item.name: item} | {name: side[item] for name, side in self.data.items.items()}
+
+
+def distinct_requests(user_B: np.ndarray, time_B: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The distinct pairs of user and time, and where each sample's pair went.
+
+    Returns:
+        ``user_U``, ``time_U``, sorted by user, then time, and ``history_of_B``, all int64.
+    """
+    order = np.lexsort((time_B, user_B))
+    user, time = user_B[order], time_B[order]
+    first = np.ones(len(order), dtype=bool)
+    first[1:] = (user[1:] != user[:-1]) | (time[1:] != time[:-1])
+    history_of_B = np.empty(len(order), dtype=np.int64)
+    history_of_B[order] = np.cumsum(first) - 1
+    return user[first], time[first], history_of_B
+
+
+def history_keys(user_U: np.ndarray, time_U: np.ndarray) -> np.ndarray:
+    """A 64-bit hash of each (user, time), as int64: the SplitMix64 finaliser over the user, then over both."""
+    return _mixed(_mixed(user_U.astype(np.uint64)) ^ time_U.astype(np.uint64)).view(np.int64)
+
+
+def _mixed(x: np.ndarray) -> np.ndarray:
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def _age_seconds(events: Ragged, time_U: np.ndarray, timestamp: str, seconds_per_tick: float) -> np.ndarray:
+    """float32 seconds from each event to its sample; the difference is exact, only the result is rounded."""
+    ticks_T = np.repeat(time_U, events.lengths) - events[timestamp].astype(np.int64, copy=False)
+    assert ticks_T.size == 0 or ticks_T.min() > 0, "the store returned an event that is not older than its sample"
+    return (ticks_T * seconds_per_tick).astype(np.float32)
+
+
+def _ids(values: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(values.astype(np.int64, copy=False))

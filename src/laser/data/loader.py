@@ -1,0 +1,175 @@
+"""Batches of one split in a reproducible order: shuffled, divided over processes, prefetched, resumable."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Generator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Self
+
+import numpy as np
+
+from laser.batch import Batch
+from laser.data.collate import Collator
+from laser.data.prepared import PreparedData
+from laser.data.samples import share
+
+
+class BatchLoader:
+    """Sized, stateful, iterable of ``Batch``.
+
+    The order of samples depends on ``seed`` and epoch alone. A global batch is the next ``batch_size`` of them (the
+    last batch of an epoch may be short), and each process works on its contiguous share of every global batch, so any
+    number of processes sees what one does. A share may be empty: the batch then has no samples, but it is delivered.
+
+    Shuffling is an exact permutation of the whole split, held in memory (4 bytes a sample up to 4 billion samples).
+
+    Threads read and decode histories ahead of the consumer; batches arrive in order whatever their number. An error
+    in a thread is raised where its batch would have been. Leaving an iteration early frees the threads.
+
+    Args:
+        data: the prepared data set.
+        split: ``"train"``, ``"val"`` or ``"test"``.
+        batch_size: samples of a step over all processes.
+        max_history: newest events kept of each history; 0 for none.
+        shuffle: permute the samples anew in each epoch, otherwise deliver them by time.
+        seed: of the permutations.
+        rank: of this process.
+        world_size: number of processes.
+        workers: threads that prepare batches; 0 prepares each one when it is asked for.
+        prefetch: batches prepared ahead by all threads together.
+        pin_memory: deliver in page-locked memory, for asynchronous copies to a GPU.
+
+    Raises:
+        ValueError: when an argument is out of range or the split is empty or unreadable.
+    """
+
+    def __init__(
+        self,
+        data: PreparedData,
+        split: str,
+        *,
+        batch_size: int,
+        max_history: int,
+        shuffle: bool,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        workers: int = 2,
+        prefetch: int = 4,
+        pin_memory: bool = False,
+    ) -> None:
+        lowest = {"batch_size": 1, "max_history": 0, "seed": 0, "world_size": 1, "workers": 0, "prefetch": 1}
+        values = (batch_size, max_history, seed, world_size, workers, prefetch)
+        for (name, low), value in zip(lowest.items(), values, strict=True):
+            if value < low:
+                raise ValueError(f"{name} of the {split} loader is {value}; set it to {low} or more")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank is {rank} with world_size {world_size}; expected 0 to {world_size - 1}")
+        self.samples = data.split(split)
+        self.split = split
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.workers = workers
+        self.prefetch = prefetch
+        self.pin_memory = pin_memory
+        self.epoch = 0
+        self._position = 0
+        self._start = 0
+        self._collate = Collator(data, max_history)
+
+    def __len__(self) -> int:
+        return -(-len(self.samples) // self.batch_size)
+
+    @property
+    def sampler(self) -> Self:
+        """Itself: Lightning announces each epoch to ``loader.sampler.set_epoch``."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the permutation of the next iteration, and begin it at its first batch.
+
+        Naming the epoch that a loaded state is in keeps that state's position.
+        """
+        if epoch != self.epoch:
+            self.epoch = epoch
+            self._position = self._start = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the consumer is: epoch, batches taken in it, and what must not change for this to mean anything."""
+        return {"epoch": self.epoch, "position": self._position} | self._identity()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Let the next iteration continue after the batches that ``state`` counts, on any number of processes.
+
+        Raises:
+            ValueError: when the samples, batch size, order or seed differ from those of the state.
+        """
+        for name, now in self._identity().items():
+            if (then := state.get(name)) != now:
+                raise ValueError(
+                    f"the {self.split} loader cannot resume: {name} was {then} in the checkpoint and is {now} now; "
+                    f"set it back to {then}, or start a new run"
+                )
+        self.epoch = state["epoch"]
+        self._position = self._start = state["position"]
+
+    def __iter__(self) -> Generator[Batch]:
+        # All of it happens at the first batch: Lightning makes the iterator before it announces the epoch.
+        start, self._start = self._start, 0
+        self._position = start
+        order = self._order()
+        batches = self._prefetched(order, start) if self.workers else self._prepared(order, start)
+        epoch = self.epoch
+        try:
+            for position, batch in enumerate(batches, start + 1):
+                # An iterator that outlives its epoch must not move the position of the new one.
+                if self.epoch == epoch:
+                    self._position = position
+                yield batch
+        finally:
+            batches.close()
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "samples": len(self.samples),
+            "batch_size": self.batch_size,
+            "shuffle": self.shuffle,
+            "seed": self.seed,
+        }
+
+    def _order(self) -> np.ndarray:
+        """Rows of the split in the order of this epoch."""
+        count = len(self.samples)
+        rows = np.arange(count, dtype=np.uint32 if count <= 2**32 else np.int64)
+        if self.shuffle:
+            np.random.default_rng([self.seed, self.epoch]).shuffle(rows)
+        return rows
+
+    def _prepare(self, order: np.ndarray, epoch: int, position: int) -> Batch:
+        """This process's share of one global batch."""
+        rows = order[position * self.batch_size : (position + 1) * self.batch_size]
+        mine = rows[share(len(rows), self.rank, self.world_size)]
+        step = epoch * len(self) + position
+        batch = self._collate(self.samples.take(mine), mine, step=step, global_size=len(rows))
+        return batch.pin_memory() if self.pin_memory else batch
+
+    def _prepared(self, order: np.ndarray, start: int) -> Generator[Batch]:
+        epoch = self.epoch
+        return (self._prepare(order, epoch, position) for position in range(start, len(self)))
+
+    def _prefetched(self, order: np.ndarray, start: int) -> Generator[Batch]:
+        epoch, pending = self.epoch, deque[Future[Batch]]()
+        threads = ThreadPoolExecutor(self.workers, thread_name_prefix=f"laser-{self.split}")
+        try:
+            for position in range(start, len(self)):
+                pending.append(threads.submit(self._prepare, order, epoch, position))
+                if len(pending) > self.prefetch:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            threads.shutdown(wait=True, cancel_futures=True)

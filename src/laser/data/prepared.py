@@ -1,0 +1,94 @@
+"""A prepared data set on disk: schema, item side info, history store and samples, opened and checked together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+from laser.data.columns import CURE, check_categorical, read_columns
+from laser.data.samples import Samples
+from laser.schema import Kind, Schema, names
+from laser.seqvault import SeqVault
+
+SPLITS = ("train", "val", "test")
+
+
+class PreparedData:
+    """What ``laser-prep`` wrote, read-only.
+
+    Args:
+        path: the folder that holds ``schema.json``, ``items.parquet``, ``vault/`` and ``samples/``.
+
+    Attributes:
+        schema: of every field.
+        items: per item side feature an array [items] or [items, K] of ids; row i describes item code i.
+        vault: the users' histories.
+
+    Raises:
+        ValueError: when a part is missing, cannot be read, or does not fit the schema.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        if not self.path.is_dir():
+            raise ValueError(f"no prepared data set at {self.path}: no such folder; give the one that laser-prep wrote")
+        self.schema = Schema.load(self.path / "schema.json")
+        self._check_features()
+        self.items = self._read_items()
+        self.vault = SeqVault.open(self.path / "vault")
+        self._check_vault()
+
+    def split(self, name: str) -> Samples:
+        """Samples of one split, read into memory.
+
+        Raises:
+            ValueError: when there is no such split, it has no samples, or a column does not fit the schema.
+        """
+        if name not in SPLITS:
+            raise ValueError(f"no split {name!r} in {self.path}; choose one of {', '.join(SPLITS)}")
+        return Samples.read(self.path / "samples" / name, self.schema)
+
+    def close(self) -> None:
+        """Close the history store."""
+        self.vault.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _check_features(self) -> None:
+        where = str(self.path / "schema.json")
+        for feature in (*self.schema.history, *self.schema.context):
+            check_categorical(feature, where)
+        for feature in self.schema.of_kind(Kind.USER, Kind.ITEM, Kind.EVENT_SIDE):
+            if feature.length > 1:
+                raise ValueError(
+                    f"feature {feature.name!r} of {where} has length {feature.length}; a {feature.kind.value} feature "
+                    f"has one value a row: {CURE}"
+                )
+
+    def _read_items(self) -> dict[str, np.ndarray]:
+        file = self.path / "items.parquet"
+        item, side = self.schema.item, self.schema.of_kind(Kind.ITEM_SIDE)
+        columns = read_columns([file], [item, *side])
+        codes = columns.pop(item.name)
+        if len(codes) != item.cardinality:
+            raise ValueError(
+                f"{file} has {len(codes)} items, the schema gives {item.name!r} cardinality {item.cardinality}; {CURE}"
+            )
+        if (wrong := np.flatnonzero(codes != np.arange(len(codes)))).size:
+            row = wrong[0]
+            raise ValueError(f"row {row} of {file} describes item {codes[row]}, expected item {row}; {CURE}")
+        return columns
+
+    def _check_vault(self) -> None:
+        found, wanted = list(self.vault.fields), names(self.schema.event)
+        if sorted(found) != sorted(wanted):
+            raise ValueError(
+                f"{self.path / 'vault'} keeps the fields {', '.join(found)}, the schema's events have "
+                f"{', '.join(wanted)}; {CURE}"
+            )
