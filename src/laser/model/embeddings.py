@@ -1,0 +1,200 @@
+"""Embedding tables: TorchRec EmbeddingCollections grouped by width, one look-up per table and batch.
+
+All ids that look up a table (every history field on it, target, context) are concatenated into one vector, looked up
+once, and cut back per feature::
+
+    table "item":   history["item"] (T ids) | target["item"] (B ids)   ->  one KJT key, T + B rows
+    table "action": history["action"]                                  ->  one KJT key, T rows
+
+Legend of shape suffixes: B samples; T history events, packed; K values of a multi-valued feature; N ids of one table;
+W embedding width; E concatenated embedding widths.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from laser.batch import Batch
+from laser.schema import Feature, Schema, Table
+from laser.versions import check_triple
+
+check_triple()
+
+from torchrec.modules.embedding_configs import EmbeddingConfig  # noqa: E402
+from torchrec.modules.embedding_modules import EmbeddingCollection  # noqa: E402
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor  # noqa: E402
+
+BLOCK_ROWS = 1024
+"""Rows that share one seed: any shard draws its rows in whole blocks, so that sharding does not change them."""
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Embeddings of one batch.
+
+    Args:
+        event_TE: history fields, concatenated in schema order.
+        target_BE: target fields, concatenated in schema order.
+        context: one [B, W] tensor per embedded context field, in schema order.
+    """
+
+    event_TE: Tensor
+    target_BE: Tensor
+    context: list[Tensor]
+
+
+def initial_rows(table_name: str, start: int, stop: int, width: int, seed: int, std: float) -> Tensor:
+    """Initial values N(0, std) of rows ``start`` ... ``stop - 1`` of a table, float32 [stop - start, width].
+
+    They depend on (table, row, width, seed) alone: a row gets the same value in whatever shard it lies.
+    """
+    blocks = []
+    for block in range(start // BLOCK_ROWS, -(-stop // BLOCK_ROWS)):
+        digest = hashlib.blake2b(f"{table_name}/{block}/{seed}".encode(), digest_size=8).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+        rows = torch.randn(BLOCK_ROWS, width, generator=generator)
+        first = block * BLOCK_ROWS
+        blocks.append(rows[max(start - first, 0) : stop - first])
+    return torch.cat(blocks).mul_(std) if blocks else torch.empty(0, width)
+
+
+def embedded(features: tuple[Feature, ...]) -> list[Feature]:
+    """Those features that look up a table."""
+    return [feature for feature in features if feature.table is not None]
+
+
+def total_width(features: list[Feature]) -> int:
+    """Width of their concatenated embeddings."""
+    return sum(feature.width or 0 for feature in features)
+
+
+class TableEmbeddings(nn.Module):
+    """Looks up every embedded feature of a batch.
+
+    Args:
+        schema: features and tables.
+        table_device: where tables are created; "meta" leaves them without values (the training strategy shards and
+            fills them), ``None`` is the CPU.
+        std: standard deviation of the initial rows.
+        seed: of the initial rows.
+        stride: number of bags over which the ids of a table are spread; any fixed number does, as long as it is the
+            same on every process.
+        deduplicate: look up each id of a batch once per table; ``None``: on the CPU only.
+
+    Raises:
+        ValueError: when no feature of the history or of the target is embedded.
+    """
+
+    def __init__(
+        self,
+        schema: Schema,
+        *,
+        table_device: torch.device | str | None = None,
+        std: float = 0.02,
+        seed: int = 0,
+        stride: int = 1024,
+        deduplicate: bool | None = None,
+    ) -> None:
+        super().__init__()
+        self.history, self.target, self.context = map(embedded, (schema.history, schema.target, schema.context))
+        if not self.history or not self.target:
+            raise ValueError(
+                f"schema {schema.name!r} embeds no feature of the item; "
+                "name a table and width for the item or its side info"
+            )
+        used = {feature.table for feature in self.history + self.target + self.context}
+        self.tables = {name: table for name, table in schema.tables.items() if name in used}
+        self.std, self.seed, self.stride, self.deduplicate = std, seed, stride, deduplicate
+        device = torch.device(table_device or "cpu")
+        widths = sorted({table.width for table in self.tables.values()})
+        self.collections = nn.ModuleDict({f"width_{width}": self._collection(width, device) for width in widths})
+        if device.type != "meta":
+            self.reset_parameters()
+
+    def _collection(self, width: int, device: torch.device) -> EmbeddingCollection:
+        configs = [_config(table) for table in self.tables.values() if table.width == width]
+        return EmbeddingCollection(tables=configs, device=device)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Fill the unsharded tables with their initial rows."""
+        for collection in self.collections.values():
+            for name, table in collection.get_submodule("embeddings").named_children():
+                weight = table.get_parameter("weight")
+                rows, width = weight.shape
+                weight.copy_(initial_rows(name, 0, rows, width, self.seed, self.std))
+
+    def forward(self, batch: Batch) -> Embedded:
+        """Embeddings of all features of ``batch``; multi-valued ones averaged over their non-zero ids."""
+        sources = (
+            [(feature, batch.history[feature.name]) for feature in self.history]
+            + [(feature, batch.target[feature.name]) for feature in self.target]
+            + [(feature, batch.context[feature.name]) for feature in self.context]
+        )
+        rows = self._look_up(sources)
+        vectors = [_average(ids, row) for (_, ids), row in zip(sources, rows)]
+        h, t = len(self.history), len(self.history) + len(self.target)
+        return Embedded(torch.cat(vectors[:h], dim=-1), torch.cat(vectors[h:t], dim=-1), vectors[t:])
+
+    def _look_up(self, sources: list[tuple[Feature, Tensor]]) -> list[Tensor]:
+        """One [N, W] tensor per source: the rows of its flattened ids."""
+        by_table: dict[str, list[int]] = {name: [] for name in self.tables}
+        for position, (feature, _) in enumerate(sources):
+            by_table[str(feature.table)].append(position)
+        ids = {name: torch.cat([sources[p][1].flatten() for p in places]) for name, places in by_table.items()}
+        found: list[Tensor] = [torch.empty(0)] * len(sources)
+        for name, rows in self._rows(ids).items():
+            places = by_table[name]
+            for position, part in zip(places, rows.split([sources[p][1].numel() for p in places])):
+                found[position] = part
+        return found
+
+    def _rows(self, ids: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Rows of every table for its ids, in order."""
+        inverse: dict[str, Tensor] = {}
+        if self._deduplicates(next(iter(ids.values()))):
+            for name, values in ids.items():
+                ids[name], inverse[name] = torch.unique(values, return_inverse=True)
+        # Start every look-up before reading the first: sharded collections answer later, and so overlap.
+        answers: list[tuple[list[str], Any]] = []
+        for key, collection in self.collections.items():
+            names = [name for name, table in self.tables.items() if f"width_{table.width}" == key]
+            answers.append((names, collection(self._jagged(names, ids))))
+        rows = {name: answer[name].values() for names, answer in answers for name in names}
+        return {name: row.index_select(0, inverse[name]) if name in inverse else row for name, row in rows.items()}
+
+    def _deduplicates(self, values: Tensor) -> bool:
+        return values.device.type == "cpu" if self.deduplicate is None else self.deduplicate
+
+    def _jagged(self, names: list[str], ids: dict[str, Tensor]) -> KeyedJaggedTensor:
+        """One key per table, its ids spread evenly over ``stride`` bags.
+
+        A fixed stride lets processes with different (or no) samples exchange ids, and one bag per table would
+        serialise FBGEMM's bucketing by row.
+        """
+        counts = [ids[name].shape[0] for name in names]
+        device = ids[names[0]].device
+        bag = torch.arange(self.stride, device=device)
+        lengths = torch.cat([count // self.stride + (bag < count % self.stride).long() for count in counts])
+        values = torch.cat([ids[name] for name in names])
+        return KeyedJaggedTensor(names, values, lengths=lengths, stride=self.stride, length_per_key=counts)
+
+
+def _config(table: Table) -> EmbeddingConfig:
+    return EmbeddingConfig(
+        name=table.name, embedding_dim=table.width, num_embeddings=table.rows, feature_names=[table.name]
+    )
+
+
+def _average(ids: Tensor, rows_NW: Tensor) -> Tensor:
+    """[N, W] as it is, or per row the mean over the K ids that are not 0 (the zero vector if all are)."""
+    if ids.dim() == 1:
+        return rows_NW
+    rows_NKW = rows_NW.view(*ids.shape, rows_NW.shape[-1])
+    known_NK1 = (ids != 0).unsqueeze(-1).to(rows_NKW.dtype)
+    return (rows_NKW * known_NK1).sum(1) / known_NK1.sum(1).clamp(min=1.0)

@@ -1,0 +1,120 @@
+"""Multi-resolution fusion: everything known of a sample, as M tokens for the mixer (arXiv 2602.11562).
+
+Groups, in this order: global user vector, maximum over segments, newest segments one by one (newest first), target,
+each context field, mean of the newest events. Groups become tokens by "spreading":
+
+    groups <= M:  every group gets its own Linear into one or more tokens; the first M mod groups get one more
+    groups >  M:  neighbours are concatenated into M runs of nearly equal count, each with its own Linear into a token
+
+so that with groups == M every group has exactly its own token, and no width is padded or cut in the middle of a group.
+
+Legend of shape suffixes: B samples; U distinct histories; T history events, packed; G segments, packed; M tokens;
+R newest segments; N newest events; D width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from laser.model.dense import linear
+from laser.ops.segment_readout import segment_readout
+
+
+class Tokens(nn.Module):
+    """Maps groups of any number and widths to M tokens.
+
+    Args:
+        group_widths: width of each group, in order.
+        tokens: M.
+        width: of a token.
+    """
+
+    def __init__(self, group_widths: list[int], tokens: int, width: int) -> None:
+        super().__init__()
+        self.tokens, self.width = tokens, width
+        count = len(group_widths)
+        if count <= tokens:
+            self.runs = [1] * count
+            shares = [tokens // count + (i < tokens % count) for i in range(count)]
+        else:
+            self.runs = [count // tokens + (i < count % tokens) for i in range(tokens)]
+            shares = [1] * tokens
+        ends = [sum(self.runs[: i + 1]) for i in range(len(self.runs))]
+        inputs = [sum(group_widths[end - run : end]) for run, end in zip(self.runs, ends)]
+        self.projections = nn.ModuleList(linear(i, share * width) for i, share in zip(inputs, shares))
+
+    def forward(self, groups: list[Tensor]) -> Tensor:
+        """[B, width of group] tensors -> tokens_BMD."""
+        assert len(groups) == sum(self.runs), (len(groups), self.runs)
+        parts, first = [], 0
+        for run, projection in zip(self.runs, self.projections):
+            parts.append(projection(torch.cat(groups[first : first + run], dim=-1)))
+            first += run
+        return torch.cat(parts, dim=-1).view(-1, self.tokens, self.width)
+
+
+class Fusion(nn.Module):
+    """Collects the groups of a sample and makes tokens of them.
+
+    Args:
+        width: of user vector, segments, target and events.
+        context_widths: embedding width of each context field.
+        tokens: M.
+        token_width: width of a token.
+        segment_maximum: whether the elementwise maximum over segments is a group.
+        newest_segments: R; each of the newest segments is a group. Zeros where a sample has fewer.
+        newest_events: N; the mean over so many newest events is a group (the short sequence); 0 leaves it out.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        context_widths: list[int],
+        *,
+        tokens: int = 16,
+        token_width: int = 256,
+        segment_maximum: bool = True,
+        newest_segments: int = 4,
+        newest_events: int = 100,
+    ) -> None:
+        super().__init__()
+        self.segment_maximum, self.newest_segments, self.newest_events = segment_maximum, newest_segments, newest_events
+        segments = [width] * (segment_maximum + newest_segments)
+        self.tokens = Tokens(
+            [width, *segments, width, *context_widths, *([width] if newest_events else [])], tokens, token_width
+        )
+
+    def forward(
+        self,
+        user_BD: Tensor,
+        segment_GD: Tensor,
+        seg_off_B1: Tensor,
+        target_BD: Tensor,
+        context: list[Tensor],
+        x_TD: Tensor,
+        off_U1: Tensor,
+        history_of_B: Tensor,
+    ) -> Tensor:
+        """tokens_BMD of every sample; what a sample without history lacks is zero."""
+        groups = [user_BD]
+        if self.segment_maximum or self.newest_segments:
+            max_BD, newest_BRD = segment_readout(segment_GD, seg_off_B1, self.newest_segments)
+            groups += [max_BD] if self.segment_maximum else []
+            groups += newest_BRD.unbind(1)
+        groups += [target_BD, *context]
+        if self.newest_events:
+            groups.append(newest_mean(x_TD, off_U1, self.newest_events)[history_of_B])
+        return self.tokens(groups)
+
+
+def newest_mean(x_TD: Tensor, off_U1: Tensor, newest: int) -> Tensor:
+    """Mean over the newest events of each history, [U, D]; zeros where there are none."""
+    length_U = off_U1.diff()
+    if x_TD.shape[0] == 0:
+        return x_TD.new_zeros(length_U.shape[0], x_TD.shape[1])
+    rank_N = torch.arange(newest, device=x_TD.device)
+    within_UN = rank_N < length_U[:, None]
+    index_UN = torch.where(within_UN, off_U1[1:, None] - 1 - rank_N, 0)
+    x_UND = x_TD[index_UN] * within_UN.to(x_TD.dtype)[..., None]
+    return x_UND.sum(1) / length_U.clamp(1, newest).to(x_TD.dtype)[:, None]

@@ -1,0 +1,195 @@
+"""LASER: segmented target attention, stacked global attention, multi-resolution fusion, RankMixer (arXiv 2602.11562).
+
+Legend of shape suffixes: B samples; U distinct histories; T history events, packed; G segments, packed per sample;
+M tokens; D width; E concatenated embedding widths.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from laser.batch import Batch
+from laser.model.costs import Costs, laser_costs
+from laser.model.dense import linear
+from laser.model.dropout import EventDropout, TokenDropout
+from laser.model.embeddings import TableEmbeddings, total_width
+from laser.model.fusion import Fusion
+from laser.model.gsta import GlobalStackedTargetAttention
+from laser.model.output import ModelOutput
+from laser.model.rankmixer import RankMixer
+from laser.model.recency import EventRecency, Recency, SegmentRecency, owner, rank_from_newest
+from laser.model.sta import Gate, Pooling, SegmentedTargetAttention
+from laser.schema import Schema
+
+
+class Laser(nn.Module):
+    """The model. Defaults are the paper's published or inferred settings; the rest is our choice.
+
+    Args:
+        schema: of the prepared data set.
+        width: of events, target and segments (paper: 128).
+        segment_width: events per segment (paper: 10).
+        num_heads: heads of both attentions (paper: 2).
+        query_width: width of queries and keys per head in the segmented attention (paper: 16).
+        num_layers: layers of the global attention (paper: 2).
+        gate: "sigmoid" (paper), or "softmax" over each segment, the paper's ablation.
+        gate_bias: initial bias of the gates; null is -log(segment_width).
+        score_scale: factor of the scores before the gate; null is 1/sqrt(query_width).
+        segment_pooling: "sum" of the gated events of a segment, or their "mean".
+        segment_ffn_multiple: hidden width of the segments' feed-forward network in units of width; 0 leaves it out.
+        segment_layer_norm: normalise segments.
+        global_ffn_multiple: hidden width of the global attention's feed-forward network in units of width.
+        recency: where recency embeddings are added: "none", to each event ("item"), to each "segment", or "both".
+        recency_ranks: events told apart by their rank from the newest; older ones share one embedding.
+        segment_maximum: give the maximum over segments to the mixer.
+        newest_segments: number of newest segments given to the mixer one by one.
+        newest_events: number of newest events whose mean is given to the mixer; 0 leaves it out.
+        mixer_tokens: tokens of the RankMixer; must divide mixer_width.
+        mixer_width: width of its tokens.
+        mixer_layers: its blocks.
+        mixer_multiple: hidden width of its feed-forward networks in units of mixer_width.
+        experts: experts per token; 0 for dense networks.
+        expert_budget: share of experts that may be active.
+        event_dropout: probability of dropping a history event (0.1 is good for small data).
+        token_dropout: probability of dropping an element of the mixer's tokens (0.1 is good for small data).
+        embedding_std: standard deviation of initial embeddings.
+        lookup_stride: bags over which the ids of a table are spread for sharded look-ups; the same on all processes.
+        deduplicate: look up each id of a batch once per table; null does so on the CPU only.
+        seed: of initial table rows, dropout masks and the choice of router.
+        table_device: device on which tables are created; "meta" leaves them to the training strategy, null is the CPU.
+
+    Raises:
+        ValueError: when sizes do not fit together, or the schema embeds nothing of the item.
+    """
+
+    def __init__(
+        self,
+        schema: Schema,
+        *,
+        width: int = 128,
+        segment_width: int = 10,
+        num_heads: int = 2,
+        query_width: int = 16,
+        num_layers: int = 2,
+        gate: Gate = "sigmoid",
+        gate_bias: float | None = None,
+        score_scale: float | None = None,
+        segment_pooling: Pooling = "sum",
+        segment_ffn_multiple: int = 4,
+        segment_layer_norm: bool = True,
+        global_ffn_multiple: int = 4,
+        recency: Recency = "item",
+        recency_ranks: int = 1024,
+        segment_maximum: bool = True,
+        newest_segments: int = 4,
+        newest_events: int = 100,
+        mixer_tokens: int = 16,
+        mixer_width: int = 256,
+        mixer_layers: int = 2,
+        mixer_multiple: int = 4,
+        experts: int = 0,
+        expert_budget: float = 0.25,
+        event_dropout: float = 0.0,
+        token_dropout: float = 0.0,
+        embedding_std: float = 0.02,
+        lookup_stride: int = 1024,
+        deduplicate: bool | None = None,
+        seed: int = 0,
+        table_device: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.embeddings = TableEmbeddings(
+            schema,
+            table_device=table_device,
+            std=embedding_std,
+            seed=seed,
+            stride=lookup_stride,
+            deduplicate=deduplicate,
+        )
+        self.event = linear(total_width(self.embeddings.history), width)
+        self.target = linear(total_width(self.embeddings.target), width)
+        segment_ranks = -(-recency_ranks // segment_width)
+        std = embedding_std
+        self.event_recency = EventRecency(width, recency_ranks, std) if recency in ("item", "both") else None
+        self.segment_recency = SegmentRecency(width, segment_ranks, std) if recency in ("segment", "both") else None
+        self.event_dropout = EventDropout(event_dropout, seed)
+        self.sta = SegmentedTargetAttention(
+            width,
+            segment_width=segment_width,
+            num_heads=num_heads,
+            query_width=query_width,
+            gate=gate,
+            gate_bias=gate_bias,
+            score_scale=score_scale,
+            pooling=segment_pooling,
+            ffn_multiple=segment_ffn_multiple,
+            layer_norm=segment_layer_norm,
+        )
+        self.gsta = GlobalStackedTargetAttention(
+            width, num_layers=num_layers, num_heads=num_heads, ffn_multiple=global_ffn_multiple
+        )
+        self.fusion = Fusion(
+            width,
+            [total_width([feature]) for feature in self.embeddings.context],
+            tokens=mixer_tokens,
+            token_width=mixer_width,
+            segment_maximum=segment_maximum,
+            newest_segments=newest_segments,
+            newest_events=newest_events,
+        )
+        self.token_dropout = TokenDropout(token_dropout, seed)
+        self.mixer = RankMixer(
+            mixer_tokens,
+            mixer_width,
+            num_layers=mixer_layers,
+            multiple=mixer_multiple,
+            experts=experts,
+            budget=expert_budget,
+            seed=seed,
+        )
+        self.logit = linear(mixer_width, 1)
+
+    def forward(self, batch: Batch, *, return_gates: bool = False) -> ModelOutput:
+        """Logits of a batch; ``return_gates`` adds the gates of the segmented attention, on a detached graph."""
+        embedded = self.embeddings(batch)
+        target_BD = self.target(embedded.target_BE)
+        x_TD = self._events(embedded.event_TE, batch)
+
+        segment_GD, seg_off_B1, gates = self.sta(
+            x_TD, batch.off_U1, target_BD, batch.history_of_B, return_gates=return_gates
+        )
+        if self.segment_recency is not None:
+            segment_GD = self.segment_recency(segment_GD, seg_off_B1)
+        user_BD = self.gsta(target_BD, segment_GD, seg_off_B1)
+        tokens_BMD = self.fusion(
+            user_BD,
+            segment_GD,
+            seg_off_B1,
+            target_BD,
+            embedded.context,
+            x_TD,
+            batch.off_U1,
+            batch.history_of_B,
+        )
+        tokens_BMD = self.token_dropout(tokens_BMD, batch.row_B, batch.step)
+        pooled_BD, auxiliary_loss = self.mixer(tokens_BMD, batch.step, batch.global_size)
+        return ModelOutput(self._logit(pooled_BD), auxiliary_loss, gates)
+
+    def _events(self, event_TE: Tensor, batch: Batch) -> Tensor:
+        """Event vectors with recency, after dropout of whole events."""
+        x_TD = self.event(event_TE)
+        history_of_T = owner(batch.off_U1, x_TD.shape[0])
+        rank_T = rank_from_newest(batch.off_U1, history_of_T)
+        if self.event_recency is not None:
+            x_TD = self.event_recency(x_TD, batch.age_T, rank_T)
+        return self.event_dropout(x_TD, batch.history_key_U[history_of_T], rank_T, batch.step)
+
+    def _logit(self, pooled_BD: Tensor) -> Tensor:
+        # In half precision logits near 0 would be rounded to steps that AUC sees as ties.
+        with torch.autocast(pooled_BD.device.type, enabled=False):
+            return self.logit(pooled_BD.to(self.logit.weight.dtype)).squeeze(-1)
+
+    def costs(self, length: int) -> Costs:
+        """Multiply-accumulates of one sample with ``length`` events, by part."""
+        return laser_costs(self, length)

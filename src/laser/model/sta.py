@@ -1,0 +1,117 @@
+"""Segmented target attention: gates inside segments of the history (arXiv 2602.11562).
+
+For target t, events x_j and heads h, with K = X W_K and V = X W_V::
+
+    a_jh = sigmoid( <t W_Q, x_j W_K>_h / sqrt(d_q) + beta_h )        independent gates, not normalised
+    z_n  = concat_h sum_{j in segment n} a_jh x_j W_V^h
+    s_n  = LN( z_n + FFN(z_n) )
+
+computed in the folded form of ``laser.model.folded``.
+
+Legend of shape suffixes: B samples; U distinct histories; T history events, packed; E events counted once per sample
+that sees them; G segments, packed per sample, oldest first; H heads; D width.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from laser.model.dense import FeedForward
+from laser.model.folded import FoldedHeads
+from laser.model.output import Gates
+from laser.model.recency import owner, rank_from_newest
+from laser.model.segment_softmax import segmented_softmax_attention
+from laser.ops.segmented_attention import segmented_target_attention
+
+Gate = Literal["sigmoid", "softmax"]
+Pooling = Literal["sum", "mean"]
+
+
+class SegmentedTargetAttention(nn.Module):
+    """Turns a history into one vector per segment, as seen from the target.
+
+    Args:
+        width: D, of events, target and segments.
+        segment_width: events per segment; the oldest of a history may hold fewer.
+        num_heads: H.
+        query_width: width of queries and keys per head.
+        gate: "sigmoid" is the paper's; "softmax" over the events of a segment is its ablation.
+        gate_bias: initial value of the learned bias of each head's gate; ``None`` is -log(segment_width), with which
+            the gates of a segment start out summing to about one (our choice). Unused by softmax.
+        score_scale: factor of the scores; ``None`` is 1/sqrt(query_width).
+        pooling: "sum", or "mean" over the events of a segment, which is a different model.
+        ffn_multiple: hidden width of the segments' feed-forward network in units of D; 0 leaves it out.
+        layer_norm: normalise segments at the end.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        segment_width: int = 10,
+        num_heads: int = 2,
+        query_width: int = 16,
+        gate: Gate = "sigmoid",
+        gate_bias: float | None = None,
+        score_scale: float | None = None,
+        pooling: Pooling = "sum",
+        ffn_multiple: int = 4,
+        layer_norm: bool = True,
+    ) -> None:
+        super().__init__()
+        if segment_width < 1:
+            raise ValueError(f"segment_width is {segment_width}; a segment holds at least 1 event")
+        self.segment_width, self.gate, self.pooling = segment_width, gate, pooling
+        self.ffn_multiple = ffn_multiple
+        self.heads = FoldedHeads(width, num_heads, query_width, score_scale)
+        if gate == "sigmoid":
+            initial = -math.log(segment_width) if gate_bias is None else gate_bias
+            self.bias_H = nn.Parameter(torch.full((num_heads,), initial))
+        self.ffn = FeedForward(width, ffn_multiple) if ffn_multiple else None
+        self.norm = nn.LayerNorm(width) if layer_norm else nn.Identity()
+
+    def forward(
+        self, x_TD: Tensor, off_U1: Tensor, target_BD: Tensor, history_of_B: Tensor, *, return_gates: bool = False
+    ) -> tuple[Tensor, Tensor, Gates | None]:
+        """Segments of every sample.
+
+        Args:
+            x_TD: events, oldest first per history.
+            off_U1: int64 offsets of the histories.
+            target_BD: targets.
+            history_of_B: int64 history of each sample.
+            return_gates: also return the gates (softmax weights in that ablation).
+
+        Returns:
+            segment_GD, seg_off_B1 (int64 offsets of the samples in it), and the gates or ``None``.
+        """
+        # Scores and gates stay in float32 under autocast: a gate of a long history is a small difference.
+        with torch.autocast(x_TD.device.type, enabled=False):
+            query_BHD = self.heads.query(target_BD.to(self.heads.query_HDQ.dtype))
+            pooled_GHD, seg_off_B1, gates = self._pool(x_TD, off_U1, query_BHD, history_of_B, return_gates)
+        if self.pooling == "mean":
+            pooled_GHD = pooled_GHD / self._sizes(off_U1, history_of_B, seg_off_B1, pooled_GHD)[:, None, None]
+        z_GD = self.heads.value(pooled_GHD)
+        return self.norm(z_GD if self.ffn is None else z_GD + self.ffn(z_GD)), seg_off_B1, gates
+
+    def _pool(
+        self, x_TD: Tensor, off_U1: Tensor, query_BHD: Tensor, history_of_B: Tensor, return_gates: bool
+    ) -> tuple[Tensor, Tensor, Gates | None]:
+        if self.gate == "softmax":
+            pooled = segmented_softmax_attention(x_TD, off_U1, query_BHD, history_of_B, self.segment_width)
+        else:
+            pooled = segmented_target_attention(
+                x_TD, off_U1, query_BHD, self.bias_H, history_of_B, self.segment_width, return_gates=return_gates
+            )
+        return pooled[0], pooled[1], Gates(*pooled[2:]) if return_gates else None
+
+    def _sizes(self, off_U1: Tensor, history_of_B: Tensor, seg_off_B1: Tensor, like_GHD: Tensor) -> Tensor:
+        """Events in each segment: all of them full, but for the oldest of a sample."""
+        sample_G = owner(seg_off_B1, like_GHD.shape[0])
+        newer_G = rank_from_newest(seg_off_B1, sample_G) * self.segment_width
+        length_G = off_U1.diff()[history_of_B][sample_G]
+        return (length_G - newer_G).clamp(max=self.segment_width).to(like_GHD.dtype)
