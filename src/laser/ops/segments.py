@@ -1,0 +1,72 @@
+"""How packed histories fall into segments and tiles: offsets only, no event is touched.
+
+Two histories of 5 and 2 events, width 2, three samples. Segments are anchored at the newest event, so that the
+oldest may be short and a longer past never moves a boundary::
+
+    off_U1         [ 0           5    7 ]
+    history 0      [ a | b c | d e ]          3 segments, the oldest with one event
+    history 1      [ f g ]                    1 segment
+    history_of_B   [ 0, 1, 0 ]
+    seg_off_B1     [ 0, 3, 4, 7 ]             segments are packed per sample, oldest first
+    event_off_B1   [ 0, 5, 7, 12 ]            so are gates: a shared history has gates for each of its samples
+    order_B        [ 0, 2, 1 ]                samples by history
+    sample_off_U1  [ 0, 2, 3 ]                where each history's samples begin in order_B
+
+Legend of shape suffixes: B samples; U histories; T events, packed; N tiles of events.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SegmentLayout:
+    """Offsets of segments, gates and samples; all tensors int64 on one device."""
+
+    off_U1: Tensor
+    history_of_B: Tensor
+    width: int
+    seg_off_B1: Tensor
+    event_off_B1: Tensor
+    order_B: Tensor
+    sample_off_U1: Tensor
+    num_segments: int
+    num_events: int
+
+
+def segment_layout(off_U1: Tensor, history_of_B: Tensor, width: int) -> SegmentLayout:
+    """Lay out the segments of every sample.
+
+    The two totals size the outputs: on a GPU reading them is the one synchronisation of segmented attention.
+    """
+    length_B = off_U1.diff()[history_of_B]
+    seg_off_B1 = offsets((length_B + width - 1) // width)
+    event_off_B1 = offsets(length_B)
+    order_B = torch.argsort(history_of_B, stable=True)
+    sample_off_U1 = torch.searchsorted(history_of_B[order_B], torch.arange(len(off_U1), device=off_U1.device))
+    num_segments, num_events = torch.stack([seg_off_B1[-1], event_off_B1[-1]]).tolist()
+    return SegmentLayout(
+        off_U1, history_of_B, width, seg_off_B1, event_off_B1, order_B, sample_off_U1, num_segments, num_events
+    )
+
+
+def offsets(count_B: Tensor) -> Tensor:
+    """Where each of consecutive runs begins, and the total: int64 [B + 1]."""
+    return torch.nn.functional.pad(count_B.cumsum(0), (1, 0))
+
+
+def tiles(off_U1: Tensor, num_rows: int, tile: int) -> tuple[Tensor, Tensor, int]:
+    """Cut every history into tiles of at most ``tile`` rows, without reading a size back from the device.
+
+    Returns:
+        The first tile of each history [U + 1], the history of each tile [N], and N: an upper bound by at most U.
+        A tile past the last belongs to history U.
+    """
+    tile_off_U1 = offsets((off_U1.diff() + tile - 1) // tile)
+    bound = len(off_U1) - 1 + num_rows // tile
+    history_of_N = torch.searchsorted(tile_off_U1, torch.arange(bound, device=off_U1.device), right=True) - 1
+    return tile_off_U1, history_of_N, bound
