@@ -1,0 +1,117 @@
+"""The console script ``laser``.
+
+Nothing heavy is imported before the verb is known: ``laser vault`` and ``laser --help`` need no torch.
+
+A user's mistake (``ValueError``, a bad option, a mismatched installation) ends in one sentence on stderr and exit code
+2, also when many processes make it at once. Anything else is a fault of ours and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import uuid
+from hashlib import blake2b
+from pathlib import Path
+
+TRAINING = ("fit", "validate", "test", "predict")
+HELP = """usage: laser VERB [options]
+
+  fit       train a model:                laser fit -c conf/demo.yaml
+  validate  metrics on the validation split
+  test      metrics, predictions and gates on the test split, from checkpoints/best.ckpt of the run
+  predict   probabilities as Parquet
+  report    write report.html of a run:   laser report runs/demo
+  vault     look into a history store:    laser vault --help
+  doctor    check the installation
+
+fit, validate, test and predict take recipes: -c RECIPE [-c OVERLAY ...] [--key value ...]; see laser fit --help.
+LASER_TRACEBACK=1 shows the traceback of a reported mistake."""
+SAID = "LASER_SAID"
+"""Environment variable with a name that all processes of one launch share."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one verb.
+
+    Returns:
+        0, or 2 after a user's mistake.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    verb, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
+    os.environ.setdefault(SAID, os.environ.get("TORCHELASTIC_RUN_ID", "") or uuid.uuid4().hex)
+    try:
+        return _run(verb, rest)
+    except (ValueError, argparse.ArgumentError, ImportError) as error:
+        if os.environ.get("LASER_TRACEBACK") or (isinstance(error, ImportError) and not _is_ours(error)):
+            raise
+        say_once(f"laser {verb}: {one_line(str(error))}")
+        return 2
+    except BrokenPipeError:  # the reader of our output, such as head, has what it wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _run(verb: str, rest: list[str]) -> int:
+    if verb in ("-h", "--help", "help"):
+        print(HELP)
+        return 0
+    if verb in TRAINING:
+        from laser.versions import check_triple
+
+        check_triple()
+        from laser.train.command_line import run_training
+
+        run_training([verb, *rest])
+        return 0
+    if verb == "doctor":
+        from laser.doctor import examine
+
+        return examine()
+    if verb == "report":
+        return _report(rest)
+    if verb == "vault":
+        from laser.seqvault.commands import main as vault
+
+        return vault(rest) or 0
+    raise ValueError(f"{verb!r} is not a verb; expected one of {', '.join(TRAINING)}, report, vault, doctor")
+
+
+def _report(rest: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="laser report", description="Write report.html of a run.")
+    parser.add_argument("run", type=Path, help="folder of the run, such as runs/demo")
+    run = parser.parse_args(rest).run
+    from laser.report import write_report
+
+    print(write_report(run))
+    return 0
+
+
+def _is_ours(error: ImportError) -> bool:
+    """Whether an ImportError is the sentence of ``laser.versions``, not a fault in a package."""
+    from laser.versions import triple_problem
+
+    return str(error) == triple_problem()
+
+
+def one_line(message: str) -> str:
+    """A message as a single line."""
+    return " ".join(message.split())
+
+
+def say_once(message: str) -> None:
+    """Print to stderr, unless another process of this launch on this machine has printed the same."""
+    digest = blake2b(f"{os.environ[SAID]}/{message}".encode(), digest_size=12).hexdigest()
+    try:
+        os.close(os.open(Path(tempfile.gettempdir()) / f"laser-said-{digest}", os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return
+    except OSError:
+        pass  # better said twice than not at all
+    print(message, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,138 @@
+"""``laser fit | validate | test | predict``: LightningCLI over our module, data module and strategy."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+
+from laser.train.callbacks import PredictionWriter, RunRecord, SamplesProgressBar, Throughput
+from laser.train.checkpoint import read_facts
+from laser.train.datamodule import CTRDataModule
+from laser.train.module import CTRModule
+from laser.train.strategy import TorchRecStrategy
+
+CHECKPOINTS = "checkpoints"
+
+
+class SaveRecipe(SaveConfigCallback):
+    """Writes the complete recipe to ``config.yaml`` in the run's folder when training starts."""
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write the file, over that of an earlier run."""
+        path = Path(trainer.default_root_dir) / self.config_filename
+        if stage == "fit" or not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.parser.save(self.config, path, skip_none=False, overwrite=True, multifile=False)
+
+
+class LaserCLI(LightningCLI):
+    """One run folder, one seed, and the checkpoint of that run unless another is named."""
+
+    def setup_parser(self, add_subcommands: bool, main_kwargs: dict[str, Any], subparser_kwargs: dict[str, Any]) -> None:
+        """Build the parsers."""
+        super().setup_parser(add_subcommands, main_kwargs, subparser_kwargs)
+        self._subcommand_parsers["predict"].set_defaults({"return_predictions": False})
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The seed is given once."""
+        parser.link_arguments("seed_everything", "model.seed", compute_fn=_seed)
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=_seed)
+
+    def before_instantiate_classes(self) -> None:
+        """Resolve everything that lies in the run's folder."""
+        config = self.config[self.subcommand]
+        run = Path(config.trainer.default_root_dir or "runs/run")
+        config.trainer.default_root_dir = str(run)
+        config.ckpt_path = checkpoint_path(config.ckpt_path, run, self.subcommand)
+        first_step = read_facts(config.ckpt_path)["step"] if config.ckpt_path else 0
+        if self.subcommand == "fit":
+            _place_in_run(config.trainer, run, first_step)
+        else:
+            config.trainer.logger = False  # logs tell of training; an evaluation writes its own files
+        self.trainer_defaults["callbacks"] = [Throughput(), PredictionWriter(), RunRecord()]
+        if config.trainer.enable_progress_bar is not False:
+            self.trainer_defaults["callbacks"].append(SamplesProgressBar())
+
+
+def _seed(seed: bool | int) -> int:
+    """Seed of weights and order; ``True`` asks Lightning for a random one, which it leaves in the environment."""
+    return int(os.environ.get("PL_GLOBAL_SEED", 0)) if isinstance(seed, bool) else seed
+
+
+def checkpoint_path(given: str | None, run: Path, verb: str | None) -> str | None:
+    """Where to load from: ``best`` and ``last`` are those of the run; evaluations take the best by default.
+
+    Raises:
+        ValueError: when an evaluation has nothing to load.
+    """
+    if given is None and verb == "fit":
+        return None
+    name = given or "best"
+    path = run / CHECKPOINTS / f"{name}.ckpt" if name in ("best", "last") else Path(name)
+    read_facts(path)
+    return str(path)
+
+
+def _place_in_run(trainer: Any, run: Path, first_step: int) -> None:
+    """Give loggers and checkpoints that name no folder their place in the run's."""
+    loggers = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
+    for logger in loggers:
+        arguments = getattr(logger, "init_args", None)
+        if arguments is None:
+            continue
+        if "save_dir" in arguments and arguments.save_dir is None:
+            arguments.save_dir = str(run)
+        if "first_step" in arguments:
+            arguments.first_step = first_step
+    callbacks = trainer.callbacks if isinstance(trainer.callbacks, list) else [trainer.callbacks]
+    for callback in callbacks:
+        arguments = getattr(callback, "init_args", None)
+        if arguments is not None and "dirpath" in arguments and arguments.dirpath is None:
+            arguments.dirpath = str((run / CHECKPOINTS).absolute())
+
+
+def run_training(arguments: list[str]) -> None:
+    """Parse ``arguments`` and run.
+
+    Raises:
+        ValueError: for any mistake of the user.
+        argparse.ArgumentError: for options that are unknown or of the wrong type.
+    """
+    _quieten()
+    LaserCLI(
+        CTRModule,
+        CTRDataModule,
+        save_config_callback=SaveRecipe,
+        save_config_kwargs={"overwrite": True, "save_to_log_dir": False},
+        trainer_defaults={
+            "strategy": "torchrec",
+            "use_distributed_sampler": False,
+            "num_sanity_val_steps": 0,
+            "default_root_dir": "runs/run",
+        },
+        seed_everything_default=0,
+        parser_kwargs={"exit_on_error": False, **{verb: {"exit_on_error": False} for verb in LaserCLI.subcommands()}},
+        args=arguments,
+        auto_configure_optimizers=False,
+        load_from_checkpoint_support=False,
+    )
+
+
+def _quieten() -> None:
+    """Silence messages of libraries that ask nothing of the user."""
+    assert TorchRecStrategy.__module__  # imported for its registration as "torchrec"
+    for name in ("torchrec", "torch.fx", "torch.distributed"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    warnings.filterwarnings("ignore", message="LightningCLI.s args parameter")
+    # Our metrics are already exact over all processes.
+    warnings.filterwarnings("ignore", message="It is recommended to use .self.log")

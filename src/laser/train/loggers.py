@@ -1,0 +1,83 @@
+"""Loggers that need no folder and no network: CSV into the run's folder, Weights & Biases offline."""
+
+from __future__ import annotations
+
+import csv
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+
+class CSVLog(CSVLogger):
+    """``metrics.csv`` in the run's folder.
+
+    Args:
+        save_dir: folder; ``None``: the run's.
+        flush_logs_every_n_steps: how often rows are written.
+        first_step: rows of an earlier run in this folder before this step are kept, the others dropped; set by the
+            command line to the step of the checkpoint that a run is resumed from.
+    """
+
+    def __init__(self, save_dir: str | None = None, flush_logs_every_n_steps: int = 100, first_step: int = 0) -> None:
+        super().__init__(save_dir or ".", name="", version="", flush_logs_every_n_steps=flush_logs_every_n_steps)
+        self.first_step = first_step
+
+    @property
+    def experiment(self) -> Any:
+        """The writer of ``metrics.csv``."""
+        if self._experiment is None and rank_zero_only.rank == 0:
+            path = Path(self.log_dir) / ExperimentWriter.NAME_METRICS_FILE
+            kept = self._rows_to_keep(path)
+            path.unlink(missing_ok=True)  # Lightning warns of a folder that is not empty only because of this file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._experiment = RowWriter(self.log_dir, kept)
+        return super().experiment
+
+    def _rows_to_keep(self, path: Path) -> list[dict[str, str]]:
+        if not path.exists() or self.first_step == 0:
+            return []
+        with path.open(newline="") as file:
+            return [row for row in csv.DictReader(file) if int(row["step"]) < self.first_step]
+
+
+class RowWriter(ExperimentWriter):
+    """Lightning's writer, starting from rows that are there already."""
+
+    def __init__(self, log_dir: str, rows: list[dict[str, str]]) -> None:
+        super().__init__(log_dir)
+        self.metrics: list[dict[str, Any]] = list(rows)
+        self.save()
+
+    def _check_log_dir_exists(self) -> None:
+        """Nothing to warn of: a run's folder holds more than metrics."""
+
+
+class WandbLog(WandbLogger):
+    """Weights & Biases, offline unless told otherwise; never asks and never waits for the network.
+
+    Args:
+        project: name of the project.
+        name: of the run; ``None``: the name of its folder.
+        save_dir: where ``wandb/`` is written; ``None``: the run's folder.
+        mode: ``None`` takes WANDB_MODE from the environment, and without it "offline".
+    """
+
+    def __init__(
+        self,
+        project: str = "laser",
+        name: str | None = None,
+        save_dir: str | None = None,
+        mode: Literal["offline", "online", "disabled"] | None = None,
+    ) -> None:
+        import wandb
+
+        mode = mode or os.environ.get("WANDB_MODE", "offline")  # type: ignore[assignment]
+        # No console capture, code or git upload, machine statistics: none is needed, all cost time or privacy.
+        settings = wandb.Settings(console="off", save_code=False, disable_git=True, x_disable_stats=True, silent=True)
+        folder = save_dir or "."
+        super().__init__(project=project, name=name or Path(folder).name, save_dir=folder, mode=mode, settings=settings)
+        self._wandb_init.pop("anonymous", None)  # wandb warns of it even when it is not set

@@ -1,0 +1,193 @@
+"""The training task: a network, its loss, its optimizer and its metrics.
+
+Legend of shape suffixes: B samples of this process; U distinct histories.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from laser.batch import Batch
+from laser.model.embeddings import initial_rows
+from laser.schema import Schema
+from laser.train.gate_statistics import GateStatistics
+from laser.train.metrics import CTRMetrics
+from laser.train.optim import DenseOptimizer, TableOptimizer, build_optimizer, dense_parameters, linear_warm_up
+from laser.train.sharding import sharded_collections
+
+
+class CTRModule(pl.LightningModule):
+    """Click-through-rate prediction with any network that maps a ``Batch`` to logits.
+
+    Args:
+        network: class of the model and its options, such as ``laser.model.laser.Laser``; it is built when the schema
+            of the data set is known, and given the seed below.
+        table_optimizer: of the embedding tables.
+        dense_optimizer: of all other parameters.
+        warm_up_steps: steps over which both learning rates rise linearly to their values.
+        seed: of initial weights; linked to ``seed_everything`` on the command line.
+    """
+
+    network: nn.Module
+
+    def __init__(
+        self,
+        network: Callable[[Schema], nn.Module],
+        table_optimizer: TableOptimizer = TableOptimizer(),  # noqa: B008
+        dense_optimizer: DenseOptimizer = DenseOptimizer(),  # noqa: B008
+        warm_up_steps: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.build_network = network
+        self.table_optimizer = table_optimizer
+        self.dense_optimizer = dense_optimizer
+        self.warm_up_steps = warm_up_steps
+        self.seed = seed
+        self.metrics = CTRMetrics()
+        self.gates = GateStatistics()
+        self.validation: dict[str, float] = {}
+        """Metrics of the latest validation; kept in checkpoints, so that a test can report them."""
+        self.test: dict[str, float] = {}
+        """Metrics of the latest test."""
+
+    @property
+    def schema(self) -> Schema:
+        """Of the data set that the trainer was given."""
+        return self.trainer.datamodule.schema  # type: ignore[attr-defined]
+
+    def configure_model(self) -> None:
+        """Build the network: tables on "meta" for the strategy to shard and fill, the rest from the seed.
+
+        Raises:
+            ValueError: when the trainer runs without the strategy that shards the tables.
+        """
+        if hasattr(self, "network"):
+            return
+        if not hasattr(self.trainer.strategy, "sharding"):
+            raise ValueError(f"trainer.strategy is {type(self.trainer.strategy).__name__}, which does not shard embedding tables; set it to torchrec")
+        # Drawn on the CPU, so that a GPU run starts from the same weights.
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+            torch.manual_seed(self.seed)
+            self.network = self.build_network(self.schema, table_device="meta", seed=self.seed)  # type: ignore[call-arg]
+
+    def initial_rows(self, table: str, start: int, stop: int, width: int) -> Tensor:
+        """Initial rows of a table, the same for any sharding: float32 [stop - start, width]."""
+        embeddings: Any = self.network.embeddings
+        return initial_rows(table, start, stop, width, embeddings.seed, embeddings.std)
+
+    def configure_optimizers(self) -> Any:
+        """One optimizer over fixed groups [tables, dense] and its warm-up, stepped with every batch."""
+        fused = [collection.fused_optimizer for _, collection in sharded_collections(self)]
+        dense = dense_parameters(self).values()
+        optimizer = build_optimizer(dense, fused, self.table_optimizer, self.dense_optimizer)
+        schedule = linear_warm_up(optimizer, self.warm_up_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def checkpoint_facts(self) -> dict[str, Any]:
+        """What a checkpoint must agree with when it is loaded."""
+        return {
+            "schema": self.schema.fingerprint(),
+            "data_set": self.schema.name,
+            "table_optimizer": self.table_optimizer.name,
+            "step": self.trainer.global_step,
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the metrics of the latest validation."""
+        checkpoint["validation"] = self.validation
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore the metrics of the latest validation."""
+        self.validation = checkpoint["validation"]
+
+    def on_train_epoch_start(self) -> None:
+        """Tell the loader which epoch's order to use."""
+        self.trainer.train_dataloader.set_epoch(self.current_epoch)  # type: ignore[union-attr]
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Loss of this process's share of the batch; see ``local_loss``."""
+        output = self.network(batch)
+        loss = local_loss(output.logit_B, batch, self.trainer.world_size, output.auxiliary_loss)
+        self.log("train/loss", loss.detach(), prog_bar=True, sync_dist=True, batch_size=batch.global_size)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Collect logits for the validation metrics."""
+        self.metrics.update(self.network(batch).logit_B, batch.label_B, batch.user_B)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log ``val/*``: exact over all processes, so that every process decides alike on stopping and saving."""
+        self.validation = self._finish("val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Collect metrics and gate statistics; the returned columns go to the predictions file."""
+        output = self.network(batch, return_gates=True)
+        self.metrics.update(output.logit_B, batch.label_B, batch.user_B)
+        if output.gates is not None and len(batch):
+            width: Any = self.network.sta.segment_width
+            self.gates.update(output.gates.gate_EH, output.gates.event_off_B1, width)
+        return prediction_columns(batch, output.logit_B)
+
+    def on_test_epoch_end(self) -> None:
+        """Log ``test/*``."""
+        self.test = self._finish("test")
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Columns of the predictions file."""
+        return prediction_columns(batch, self.network(batch).logit_B)
+
+    def _finish(self, stage: str) -> dict[str, float]:
+        values = {name: float(value) for name, value in self.metrics.compute().items()}
+        self.metrics.reset()
+        shown = {"auc", "gauc", "log_loss"}
+        for name, value in values.items():
+            self.log(f"{stage}/{name}", value, prog_bar=name in shown, rank_zero_only=False)
+        return values
+
+
+def local_loss(logit_B: Tensor, batch: Batch, world_size: int, auxiliary: Tensor | None = None) -> Tensor:
+    """Binary cross-entropy such that the mean over processes is the mean over all samples of the step.
+
+    DDP and the fused tables both average gradients over processes. A process with few or no samples must therefore
+    weigh less: the sum over its samples is divided by the size of the whole batch, and multiplied by the number of
+    processes.
+
+    Args:
+        logit_B: logits of this process's samples, none included.
+        batch: labels and ``global_size``.
+        world_size: number of processes.
+        auxiliary: scalar that is added; already divided by ``global_size``.
+
+    Returns:
+        float32 scalar.
+    """
+    loss = binary_cross_entropy_with_logits(logit_B.float(), batch.label_B, reduction="sum") / batch.global_size
+    if auxiliary is not None:
+        loss = loss + auxiliary
+    return loss * world_size
+
+
+def prediction_columns(batch: Batch, logit_B: Tensor) -> dict[str, Tensor]:
+    """Columns of a predictions file for the samples of a batch, one value per sample, on the host."""
+    columns = {
+        "row": batch.row_B,
+        "user": batch.user_B,
+        "timestamp": batch.timestamp_B,
+        "label": batch.label_B.to(torch.int8),
+        "probability": torch.sigmoid(logit_B.float()),
+        "history_length": batch.off_U1.diff()[batch.history_of_B],
+    }
+    return {name: column.cpu() for name, column in columns.items()}
+
+
+def finite(values: dict[str, float]) -> dict[str, float | None]:
+    """Metrics for JSON, which has no NaN: what is not defined becomes ``None``."""
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
