@@ -62,11 +62,14 @@ class GateStatistics:
         and ``silent_segments`` (share of segments whose every gate is below 0.05); ``by_recency`` with ``edges``
         (first position of each bucket back from the newest event, the last one open), ``mean`` [bucket][head] and
         ``events`` [bucket]; ``histogram`` with 21 ``edges`` and ``counts`` [head][bin]. Empty buckets are left out at
-        the old end and have mean None elsewhere; without any event the shares are None.
+        the old end and have mean None elsewhere; without any event the shares are None. A network that gave no gates
+        has no statistics: the result is empty.
         """
         total = np.zeros(0, np.int64) if self.total is None else self.total.cpu().numpy()
         parts = gather(np.concatenate([np.array([self.heads, self.width]), total]))
         heads, width = np.max([part[:2] for part in parts], axis=0).tolist()
+        if heads == 0:
+            return {}
         counts = np.sum([part[2:] for part in parts if len(part) > 2] or [_empty(heads)], axis=0)
         return _describe(counts, heads, width)
 
