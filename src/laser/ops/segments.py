@@ -1,4 +1,4 @@
-"""How packed histories fall into segments and tiles: offsets only, no event is touched.
+"""How packed histories fall into segments, tiles and chunks: offsets only, no event is touched.
 
 Two histories of 5 and 2 events, width 2, three samples. Segments are anchored at the newest event, so that the
 oldest may be short and a longer past never moves a boundary::
@@ -12,15 +12,20 @@ oldest may be short and a longer past never moves a boundary::
     order_B        [ 0, 2, 1 ]                samples by history
     sample_off_U1  [ 0, 2, 3 ]                where each history's samples begin in order_B
 
-Legend of shape suffixes: B samples; U histories; T events, packed; N tiles of events.
+Legend of shape suffixes: B samples; U histories; T events, packed; G segments, packed;
+N tiles of events; C segments of one chunk; W segment width.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+CHUNK_BYTES = 1 << 22
+"""Gathered events of one chunk: small enough to stay in the cache, large enough to hide the cost of the calls."""
 
 
 @dataclass(frozen=True)
@@ -70,3 +75,39 @@ def tiles(off_U1: Tensor, num_rows: int, tile: int) -> tuple[Tensor, Tensor, int
     bound = len(off_U1) - 1 + num_rows // tile
     history_of_N = torch.searchsorted(tile_off_U1, torch.arange(bound, device=off_U1.device), right=True) - 1
     return tile_off_U1, history_of_N, bound
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some consecutive segments: which rows of x, which sample, and which gates."""
+
+    segments: slice
+    gates: slice
+    sample_C: Tensor
+    row_CW: Tensor
+    live_CW: Tensor
+
+
+def chunks(layout: SegmentLayout, row_bytes: int) -> Iterator[Chunk]:
+    """Cut the segments of all samples into chunks."""
+    device = layout.seg_off_B1.device
+    samples_B = torch.arange(len(layout.history_of_B), device=device)
+    sample_G = samples_B.repeat_interleave(layout.seg_off_B1.diff(), output_size=layout.num_segments)
+    history_G = layout.history_of_B[sample_G]
+    to_newest_G = layout.seg_off_B1[1:][sample_G] - torch.arange(layout.num_segments, device=device)
+    first_G = layout.off_U1[1:][history_G] - to_newest_G * layout.width
+    start_G = layout.off_U1[history_G]
+    # Segments are packed in the order of gates, so a chunk's gates are consecutive: those before its first live row.
+    live_rows_G = first_G.add(layout.width) - torch.maximum(first_G, start_G)
+    gate_off_G1 = offsets(live_rows_G)
+    size = max(1, CHUNK_BYTES // (layout.width * row_bytes))
+    within_W = torch.arange(layout.width, device=device)
+    bounds = [*range(0, layout.num_segments, size), layout.num_segments]
+    gate_bounds = gate_off_G1[torch.tensor(bounds, device=device)].tolist()
+    for i in range(len(bounds) - 1):
+        part = slice(bounds[i], bounds[i + 1])
+        row_CW = first_G[part, None] + within_W
+        live_CW = row_CW >= start_G[part, None]
+        # A row before the history reads its first event, and its gate is zero.
+        row_CW = torch.maximum(row_CW, start_G[part, None])
+        yield Chunk(part, slice(gate_bounds[i], gate_bounds[i + 1]), sample_G[part], row_CW, live_CW)
