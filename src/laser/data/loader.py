@@ -44,6 +44,9 @@ class BatchLoader:
         ValueError: when an argument is out of range or the split is empty or unreadable.
     """
 
+    batch_sampler = None
+    """Lightning asks anything that has a ``sampler`` for this as well."""
+
     def __init__(
         self,
         data: PreparedData,
