@@ -1,0 +1,117 @@
+"""Examines every byte of a vault's files and returns what is wrong."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from laser.seqvault import log, planning, snapshot
+from laser.seqvault.index import ENTRY, Index, place_of
+from laser.seqvault.manifest import Manifest, SegmentEntry
+from laser.seqvault.packing import unpack
+from laser.seqvault.reading import SPARE_WORDS
+from laser.seqvault.recovery import LogFollower
+from laser.seqvault.segment import HEADER_BYTES, TRAILER, Segment
+
+BATCH_CHUNKS = 1024
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something wrong in a file."""
+
+    file: Path
+    message: str
+
+    def __str__(self) -> str:
+        return self.message
+
+
+def check_folder(folder: Path) -> list[Problem]:
+    """Problems of the vault in ``folder``, from its files alone; empty when all is well."""
+    problems: list[Problem] = []
+    try:
+        manifest = Manifest.load(folder)
+    except ValueError as error:
+        return [Problem(folder, str(error))]
+    rebuilt = Index()
+    for entry in manifest.segments:
+        directory = _check_segment(folder, manifest, entry, problems)
+        rebuilt.apply(directory, entry.slot)
+        if entry is manifest.segments[max(0, manifest.snapshot_segments - 1)] and manifest.snapshot:
+            _check_snapshot(folder, manifest, rebuilt, problems)
+    try:
+        LogFollower(folder, manifest).catch_up(lambda record: None)
+    except ValueError as error:
+        problems.append(Problem(folder, str(error)))
+    return problems
+
+
+def _check_segment(folder: Path, manifest: Manifest, entry: SegmentEntry, problems: list[Problem]) -> np.ndarray:
+    """Check one segment; returns its directory, empty when unreadable."""
+    path = folder / f"segment {entry.number}"
+    try:
+        found = Segment(folder, entry.number, manifest.layout)
+        path, directory = found.path, found.directory()
+    except (ValueError, OSError) as error:
+        problems.append(Problem(path, str(error)))
+        return np.empty(0, ENTRY)
+    chunks = directory[directory["count"] > 0]
+    end = HEADER_BYTES // 8 + int(chunks["words"].sum())
+    size = path.stat().st_size
+    if end * 8 + directory.nbytes + TRAILER.size != size or end * 8 != entry.bytes or len(directory) != entry.chunks:
+        problems.append(
+            Problem(path, f"{path} has {size} bytes, not what its directory and the manifest say; restore it")
+        )
+    for start in range(0, len(chunks), BATCH_CHUNKS):
+        _check_chunks(found, chunks[start : start + BATCH_CHUNKS], manifest, problems)
+    return directory
+
+
+def _check_chunks(found: Segment, chunks: np.ndarray, manifest: Manifest, problems: list[Problem]) -> None:
+    places = np.array([place_of(0, c["offset"], c["words"], c["count"]) for c in chunks], np.uint64)
+    offsets = np.empty(len(places), np.int64)
+    arena = np.zeros(planning.arena_offsets(places, offsets) + SPARE_WORDS, np.uint64)
+    planning.fetch(places, np.array([found.file], np.int32), arena, offsets)
+    times = np.empty(1024, np.uint64)
+    for at, chunk in enumerate(chunks):
+        where = f"{found.path} is damaged at offset {int(chunk['offset']) * 8}"
+        if planning.verify(places[at : at + 1], arena, offsets[at : at + 1], manifest.layout.num_columns) >= 0:
+            problems.append(Problem(found.path, f"{where}: a chunk does not match its checksum; restore the file"))
+            continue
+        count, top = int(chunk["count"]), offsets[at]
+        unpack(arena, top, 0, 0, count, times, 0, 1)
+        ordered = times[:count].view(np.int64)
+        bounds = (int(ordered[0]), int(ordered[-1]))
+        if arena[top + 1] != chunk["user"] or bounds != (chunk["first"], chunk["last"]) or (np.diff(ordered) < 0).any():
+            problems.append(Problem(found.path, f"{where}: a chunk is not what the directory says; restore the file"))
+
+
+def _check_snapshot(folder: Path, manifest: Manifest, rebuilt: Index, problems: list[Problem]) -> None:
+    path = folder / snapshot.file_name(manifest.snapshot)
+    try:
+        loaded = snapshot.load(folder, manifest.snapshot)
+    except ValueError as error:
+        problems.append(Problem(path, f"{error}; remove it, it is rebuilt from the segments"))
+        return
+    expected = rebuilt.compacted()
+    if _described(loaded) != _described(expected):
+        problems.append(Problem(path, f"{path} does not agree with the segments; remove it, it is rebuilt from them"))
+
+
+def _described(index: Index) -> dict[int, list[int]]:
+    described = {}
+    for row in index.rows[: index.used[0]]:
+        chain, chunk = [int(row["last"])], int(row["head"])
+        while chunk >= 0:
+            chain.append(int(index.chunks[chunk]["place"]))
+            chunk = int(index.chunks[chunk]["older"])
+        described[int(row["user"])] = chain
+    return described
+
+
+def logs_of(folder: Path) -> list[Path]:
+    """Log files of a vault, oldest first."""
+    return sorted(folder.glob(log.file_name(0).replace("0" * 8, "*")))

@@ -1,0 +1,70 @@
+"""CRC32C of 8-byte words inside compiled kernels, equal to ``google_crc32c`` of the same bytes."""
+
+from __future__ import annotations
+
+import platform
+from typing import Any
+
+import google_crc32c
+import llvmlite.binding
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from laser.seqvault.jit import kernel
+
+ONES = np.uint64(0xFFFFFFFF)
+
+
+def _table() -> np.ndarray:
+    """CRC32C of each byte value, for processors without the instruction."""
+    values = np.arange(256, dtype=np.uint32)
+    for _ in range(8):
+        values = np.where(values & 1, (values >> 1) ^ np.uint32(0x82F63B78), values >> 1)
+    return values.astype(np.uint64)
+
+
+TABLE = _table()
+
+
+def _instruction() -> str | None:
+    """Name of LLVM's intrinsic for one 8-byte CRC32C step on this processor."""
+    features = llvmlite.binding.get_host_cpu_features()
+    return "llvm.x86.sse42.crc32.64.64" if platform.machine() == "x86_64" and features.get("sse4.2") else None
+
+
+if (INSTRUCTION := _instruction()) is not None:
+
+    @intrinsic
+    def _step(_context: Any, _crc: Any, _word: Any) -> Any:
+        def generate(_target: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+            word = ir.IntType(64)
+            function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(word, [word, word]), INSTRUCTION)
+            return builder.call(function, arguments)
+
+        return types.uint64(types.uint64, types.uint64), generate
+
+else:
+
+    @kernel
+    def _step(crc: Any, word: Any) -> Any:
+        for _ in range(8):
+            crc = (crc >> np.uint64(8)) ^ TABLE[(crc ^ word) & np.uint64(0xFF)]
+            word >>= np.uint64(8)
+        return crc
+
+
+@kernel
+def crc32c_words(words: np.ndarray, start: int, stop: int) -> Any:
+    """CRC32C of ``words[start:stop]`` (uint64), as uint64."""
+    crc = ONES
+    for index in range(start, stop):
+        crc = _step(crc, words[index])
+    return crc ^ ONES
+
+
+def crc32c(data: bytes | bytearray | memoryview) -> int:
+    """CRC32C of bytes."""
+    return google_crc32c.value(bytes(data))

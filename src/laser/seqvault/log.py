@@ -1,0 +1,210 @@
+"""The write-ahead log: every append and deletion, in order, before it is acknowledged.
+
+A file starts with 64 bytes (magic, version, CRC32C, number, fields' fingerprint) and continues with records: 32 bytes
+of header (magic, CRC32C of the rest, sequence number, events, kind, payload bytes), then for an append the users
+(uint64) and each field's values one after the other.
+
+A record that a crash cut short ends the log. A flag tells that everything before a record was durable when it was
+written: if such a record follows unreadable bytes, these were damaged, not cut short, and the log is refused.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from laser.seqvault.checksum import crc32c
+from laser.seqvault.durable import sync_directory, write_all
+from laser.seqvault.layout import Layout
+from laser.seqvault.segment import fingerprint
+
+VERSION = 1
+FILE = struct.Struct("<8sIIQQ32x")
+RECORD = struct.Struct("<IIQIIQ")
+FILE_MAGIC, RECORD_MAGIC = b"LASERLOG", 0x44524352
+APPEND, DELETE = 1, 2
+DURABLE_BEFORE = 1 << 16
+
+
+def file_name(number: int) -> str:
+    """Name of a log's file."""
+    return f"log-{number:08d}.wal"
+
+
+def _file_header(number: int, layout: Layout) -> bytes:
+    bare = FILE.pack(FILE_MAGIC, VERSION, 0, number, fingerprint(layout))
+    return FILE.pack(FILE_MAGIC, VERSION, crc32c(bare), number, fingerprint(layout))
+
+
+def encode(sequence: int, kind: int, count: int, payload: bytes) -> bytes:
+    """One record."""
+    rest = RECORD.pack(0, 0, sequence, count, kind, len(payload))[8:] + payload
+    return struct.pack("<II", RECORD_MAGIC, crc32c(rest)) + rest
+
+
+class LogWriter:
+    """The log that is being written."""
+
+    def __init__(self, folder: Path, number: int, layout: Layout, sequence: int) -> None:
+        self.number, self.path, self.sequence = number, folder / file_name(number), sequence
+        self.file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        write_all(self.file, _file_header(number, layout))
+        os.fsync(self.file)
+        sync_directory(folder)
+        self.position = self.durable = FILE.size
+        self.failed: OSError | None = None
+
+    def write(self, kind: int, count: int, payload: bytes) -> None:
+        """Append one record.
+
+        Raises:
+            OSError: when it could not be stored; the log is then as before the call.
+            ValueError: when an earlier failure left the log in doubt.
+        """
+        if self.failed:
+            raise ValueError(f"{self.path} could not be made durable ({self.failed}); open the vault again")
+        kind |= DURABLE_BEFORE if self.durable == self.position else 0
+        record = encode(self.sequence, kind, count, payload)
+        try:
+            write_all(self.file, record)
+        except OSError:
+            self._cut_back()
+            raise
+        self.sequence += 1
+        self.position += len(record)
+
+    def _cut_back(self) -> None:
+        try:
+            os.ftruncate(self.file, self.position)
+            os.lseek(self.file, self.position, os.SEEK_SET)
+        except OSError as error:
+            self.failed = error
+
+    def sync(self) -> None:
+        """Make all records durable. After a failure nothing is known about them, so the log takes no more."""
+        if self.durable == self.position:
+            return
+        position = self.position
+        try:
+            os.fdatasync(self.file)
+        except OSError as error:
+            self.failed = error
+            raise
+        self.durable = position
+
+    def close(self) -> None:
+        """Close without making durable."""
+        if self.file >= 0:
+            os.close(self.file)
+            self.file = -1
+
+
+@dataclass(frozen=True)
+class Record:
+    """One operation: users and events of an append, or the user of a deletion (``events`` empty)."""
+
+    sequence: int
+    kind: int
+    users: np.ndarray
+    events: dict[str, np.ndarray]
+
+
+class LogReader:
+    """Reads a log from where it stopped last."""
+
+    def __init__(self, folder: Path, number: int, layout: Layout) -> None:
+        self.number, self.path, self.layout = number, folder / file_name(number), layout
+        # Kept open: the writer may remove the name while we still need the records.
+        self._file = self.path.open("rb")
+        self.position = 0
+        """Bytes read; 0 until the file's header is complete."""
+        self.unread = 0
+        """Bytes after the last readable record."""
+
+    def _read_header(self) -> bool:
+        """Whether the header is complete; a log cut short within it was never written to."""
+        head = os.pread(self._file.fileno(), FILE.size, 0)
+        if len(head) < FILE.size:
+            return False
+        if head != _file_header(self.number, self.layout):
+            magic, version, checksum, found, fields = FILE.unpack(head)
+            intact = checksum == crc32c(FILE.pack(magic, version, 0, found, fields))
+            if magic == FILE_MAGIC and intact and version != VERSION:
+                raise ValueError(
+                    f"{self.path} has format version {version}, this release reads {VERSION}; update laser"
+                )
+            raise ValueError(
+                f"{self.path} is damaged at offset 0: its header is not that of log {self.number}; restore it"
+            )
+        self.position = FILE.size
+        return True
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def records(self, expected: int | None = None) -> Iterator[Record]:
+        """Readable records from the current position; ``expected`` is the first one's sequence number.
+
+        Raises:
+            ValueError: when the file is of another version, or records that had been durable are unreadable.
+        """
+        if not self.position and not self._read_header():
+            return
+        self._file.seek(self.position)
+        data = memoryview(self._file.read())
+        at = 0
+        while (size := _readable(data, at, expected)) > 0:
+            _, _, sequence, count, kind, _ = RECORD.unpack_from(data, at)
+            payload = data[at + RECORD.size : at + size]
+            at += size
+            expected = sequence + 1
+            self.position += size
+            yield _decode(sequence, kind & 0xFFFF, count, payload, self.layout)
+        self.unread = len(data) - at
+        if (beyond := _durable_beyond(data, at, expected)) >= 0:
+            raise ValueError(
+                f"{self.path} is damaged at offset {self.position}: unreadable bytes are followed by a durable record "
+                f"at offset {self.position + beyond - at}; restore the file from a copy"
+            )
+
+
+def _readable(data: memoryview, at: int, expected: int | None) -> int:
+    """Bytes of the intact record at ``at``, or 0."""
+    if at + RECORD.size > len(data):
+        return 0
+    magic, checksum, sequence, _, _, length = RECORD.unpack_from(data, at)
+    if magic != RECORD_MAGIC or at + RECORD.size + length > len(data) or expected not in (None, sequence):
+        return 0
+    size = RECORD.size + length
+    return size if crc32c(data[at + 8 : at + size]) == checksum else 0
+
+
+def _durable_beyond(data: memoryview, at: int, expected: int | None) -> int:
+    """Position of an intact later record before which all was durable, or -1."""
+    mark, raw = struct.pack("<I", RECORD_MAGIC), bytes(data[at:])
+    found = raw.find(mark)
+    while found >= 0:
+        if _readable(data, at + found, None):
+            _, _, sequence, _, kind, _ = RECORD.unpack_from(data, at + found)
+            if kind & DURABLE_BEFORE and sequence > (expected or 0):
+                return at + found
+        found = raw.find(mark, found + 1)
+    return -1
+
+
+def _decode(sequence: int, kind: int, count: int, payload: memoryview, layout: Layout) -> Record:
+    users = np.frombuffer(payload, "<u8", count)
+    if kind == DELETE:
+        return Record(sequence, kind, users, {})
+    events, at = {}, users.nbytes
+    for field in layout.fields:
+        values = np.frombuffer(payload, field.dtype, count * field.length, at)
+        events[field.name] = values.reshape(count, *field.shape)
+        at += values.nbytes
+    return Record(sequence, kind, users, events)

@@ -1,0 +1,80 @@
+"""From the files that a process left, or is still writing, to the events that no segment has."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from laser.seqvault import log, segment, snapshot
+from laser.seqvault.manifest import Manifest
+
+
+class LogFollower:
+    """Reads all logs of a vault from the manifest's first, and goes on where it stopped."""
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.folder, self.layout = folder, manifest.layout
+        self.number, self.expected = manifest.first_log, manifest.first_sequence
+        self.cut_off = 0
+        """Bytes of an unfinished record at the end."""
+        self._reader: log.LogReader | None = None
+
+    def catch_up(self, apply: Callable[[log.Record], None]) -> None:
+        """Apply what has been written since the last call.
+
+        Raises:
+            ValueError: when a log is damaged.
+        """
+        while True:
+            if self._reader is None:
+                if not (self.folder / log.file_name(self.number)).exists():
+                    return
+                self._reader = log.LogReader(self.folder, self.number, self.layout)
+            for record in self._reader.records(self.expected):
+                apply(record)
+                self.expected = record.sequence + 1
+            self.cut_off = self._reader.unread
+            if not (self.folder / log.file_name(self.number + 1)).exists():
+                return
+            self._next()
+
+    def _next(self) -> None:
+        if self._reader is not None:
+            self._reader.close()
+        self._reader = None
+        self.number += 1
+
+    def close(self) -> None:
+        """Close the file being read."""
+        if self._reader is not None:
+            self._reader.close()
+
+    def repair(self) -> None:
+        """Cut unfinished bytes off the last log, durably, and make it durable; for the writer."""
+        if self._reader is None:
+            return
+        if not self._reader.position:
+            self._reader.path.unlink()
+            self._reader.close()
+            self._reader = None
+            return
+        file = os.open(self._reader.path, os.O_RDWR)
+        try:
+            os.ftruncate(file, self._reader.position)
+            os.fsync(file)
+        finally:
+            os.close(file)
+        self._next()
+
+
+def remove_strays(folder: Path, manifest: Manifest) -> list[Path]:
+    """Remove files of interrupted work that no state refers to; for the writer. Returns what was removed."""
+    named = {segment.file_name(entry.number) for entry in manifest.segments}
+    named.add(snapshot.file_name(manifest.snapshot))
+    strays = [path for pattern in ("*.seg", "*.idx") for path in folder.glob(pattern) if path.name not in named]
+    strays += folder.glob("*.tmp")
+    strays += [path for path in folder.glob("*.wal") if path.name < log.file_name(manifest.first_log)]
+    for path in strays:
+        path.unlink()
+    return strays

@@ -1,0 +1,89 @@
+"""Turning events into packed chunks: group by user, merge with small or overlapping stored chunks, cut, pack.
+
+Legend of shape suffixes: U users.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from laser.seqvault import planning
+from laser.seqvault.index import ENTRY, Index
+from laser.seqvault.layout import Layout
+from laser.seqvault.packing import pack_chunks, worst_chunk_words
+from laser.seqvault.reading import SegmentFiles, execute, make_plan
+
+BLOCK_EVENTS = 1 << 18
+"""Events packed at a time: what bounds the memory of a flush or a compaction."""
+
+
+def pack_events(
+    layout: Layout, index: Index, files: SegmentFiles, users: np.ndarray, events: dict[str, np.ndarray]
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Pack events of any order, merged with what is stored; yields (words, ``ENTRY`` records) per block of users."""
+    times = events[layout.names[0]]
+    order = np.lexsort((times, users))
+    distinct, starts = np.unique(users[order], return_index=True)
+    bounds = np.append(starts, len(order))
+    coming, oldest = np.diff(bounds), times[order[starts]]
+    keep, merged = np.empty(len(distinct), np.int64), np.empty(len(distinct), np.int64)
+    planning.chunks_to_merge(
+        distinct, coming, oldest, layout.chunk_events, index.table, index.rows, index.chunks, keep, merged
+    )
+    for begin, end in blocks(coming + merged):
+        part = slice(begin, end)
+        own = order[bounds[begin] : bounds[end]]
+        stored, _ = make_plan(index, files, None, distinct[part], None, merged[part])
+        yield _pack_merged(layout, stored, distinct[part], keep[part], coming[part], events, own)
+
+
+def blocks(sizes: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Cut consecutive users so that a block has about ``BLOCK_EVENTS`` events, and at least one user."""
+    block = np.cumsum(sizes) // BLOCK_EVENTS
+    edges = np.flatnonzero(np.diff(block)) + 1
+    yield from zip([0, *edges.tolist()], [*edges.tolist(), len(sizes)])
+
+
+def _pack_merged(layout, stored, users, keep, coming, events, own):
+    chosen = {name: values[own] for name, values in events.items()}
+    owner = np.repeat(np.arange(len(users)), coming)
+    if len(stored.piece_at):
+        old = execute(stored, layout, layout.fields)
+        owner = np.concatenate([np.repeat(np.arange(len(users)), old.lengths), owner])
+        chosen = {name: np.concatenate([old[name], values]) for name, values in chosen.items()}
+    order = np.lexsort((chosen[layout.names[0]], owner))
+    return pack_sorted(layout, users, keep, np.bincount(owner, minlength=len(users)), layout.columns(chosen, order))
+
+
+def pack_sorted(
+    layout: Layout, users: np.ndarray, keep: np.ndarray, sizes: np.ndarray, columns: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pack histories, cut into chunks from the newest end.
+
+    Args:
+        layout: fields of an event.
+        users: uint64 [U], distinct.
+        keep: int64 [U], how many of the user's oldest stored chunks stay.
+        sizes: int64 [U], events of each, none 0.
+        columns: uint64 [columns, sum of sizes], users one after the other, each by time.
+
+    Returns:
+        Words of the chunks, and their directory with offsets from the first word.
+    """
+    full = layout.chunk_events
+    counts = -(-sizes // full)
+    owner = np.repeat(np.arange(len(users)), counts)
+    nth = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
+    lengths = np.where(nth == 0, sizes[owner] - (counts[owner] - 1) * full, full)
+    cuts = np.concatenate([[0], np.cumsum(lengths)])
+    words = np.zeros(len(owner) * worst_chunk_words(0, layout.num_columns) + columns.size, np.uint64)
+    places = np.empty(len(owner) + 1, np.int64)
+    end = pack_chunks(columns, layout.signed, users[owner], cuts, words, places)
+    entries = np.zeros(len(owner), ENTRY)
+    times = columns[0].view(np.int64)
+    entries["user"], entries["count"], entries["keep"] = users[owner], lengths, keep[owner] + nth
+    entries["first"], entries["last"] = times[cuts[:-1]], times[cuts[1:] - 1]
+    entries["offset"], entries["words"] = places[:-1], np.diff(places)
+    return words[:end], entries

@@ -1,0 +1,159 @@
+"""Events that are in the log but not yet in a segment, in memory and ready to read.
+
+Events lie in arrival order, one array per field, append-only; each links to the user's previous one. A reader that took
+references to the arrays may go on using them while more are appended, for what it saw does not change.
+
+Legend of shape suffixes: N events of a call.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from laser.seqvault.index import GOLDEN, NEVER, find_row
+from laser.seqvault.jit import kernel
+from laser.seqvault.layout import Layout
+
+SLOT = np.dtype([("user", "<u8"), ("last", "<i8"), ("head", "<i4"), ("count", "<i4"), ("state", "<i4")])
+EMPTY, ORDERED, MIXED = 0, 1, 2
+"""State of a slot. MIXED: an event arrived that is older than one before it; a read must sort."""
+
+
+@kernel
+def find_tail(slots: np.ndarray, user: Any) -> int:
+    """Slot of a user, or of the empty slot where it would go."""
+    slot = np.int64((user * GOLDEN) >> np.uint64(20)) & (len(slots) - 1)
+    while slots[slot].state != EMPTY and slots[slot].user != user:
+        slot = (slot + 1) & (len(slots) - 1)
+    return slot
+
+
+@kernel
+def _insert(
+    users: np.ndarray,
+    times: np.ndarray,
+    begin: int,
+    offset: int,
+    slots: np.ndarray,
+    used: np.ndarray,
+    previous: np.ndarray,
+    table: np.ndarray,
+    rows: np.ndarray,
+) -> int:
+    """Link events from ``begin`` on; returns where it stopped for want of slots (or their number)."""
+    for position in range(begin, len(users)):
+        slot = find_tail(slots, users[position])
+        if slots[slot].state == EMPTY:
+            if 2 * (used[0] + 1) > len(slots):
+                return position
+            used[0] += 1
+            row = find_row(table, rows, users[position])
+            slots[slot].user = users[position]
+            slots[slot].state = ORDERED
+            slots[slot].head = -1
+            slots[slot].count = 0
+            slots[slot].last = rows[row].last if row >= 0 else NEVER
+        if times[position] < slots[slot].last:
+            slots[slot].state = MIXED
+        else:
+            slots[slot].last = times[position]
+        previous[offset + position] = slots[slot].head
+        slots[slot].head = offset + position
+        slots[slot].count += 1
+    return len(users)
+
+
+@kernel
+def _rehash(old: np.ndarray, new: np.ndarray) -> None:
+    for index in range(len(old)):
+        if old[index].state != EMPTY:
+            slot = find_tail(new, old[index].user)
+            new[slot].user = old[index].user
+            new[slot].last = old[index].last
+            new[slot].head = old[index].head
+            new[slot].count = old[index].count
+            new[slot].state = old[index].state
+
+
+class Tail:
+    """Recent events in memory. Not thread-safe: the vault's lock guards it."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+        self.size = 0
+        self.users = np.empty(0, np.uint64)
+        self.events = layout.empty(0)
+        self.previous = np.empty(0, np.int32)
+        self.slots = np.zeros(64, SLOT)
+        self.used = np.zeros(1, np.int64)
+        self.forgotten: set[int] = set()
+        """Users deleted since the last checkpoint."""
+
+    @property
+    def times(self) -> np.ndarray:
+        """Timestamps, with room to spare at the end."""
+        return self.events[self.layout.names[0]]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory."""
+        arrays = (self.users, self.previous, self.slots, *self.events.values())
+        return sum(array.nbytes for array in arrays)
+
+    def append(self, users: np.ndarray, events: dict[str, np.ndarray], table: np.ndarray, rows: np.ndarray) -> None:
+        """Add N events; ``table`` and ``rows`` are the index's, to know how new the stored events are."""
+        stop = self.size + len(users)
+        self._reserve(stop)
+        self.users[self.size : stop] = users
+        for name, values in events.items():
+            self.events[name][self.size : stop] = values
+        times, position = events[self.layout.names[0]], 0
+        while True:
+            position = _insert(users, times, position, self.size, self.slots, self.used, self.previous, table, rows)
+            if position == len(users):
+                break
+            slots = np.zeros(len(self.slots) * 4, SLOT)
+            _rehash(self.slots, slots)
+            self.slots = slots
+        self.size = stop
+
+    def _reserve(self, stop: int) -> None:
+        if stop <= len(self.users):
+            return
+        capacity = max(1024, stop, 2 * len(self.users))
+        self.users, self.previous = _grown(self.users, capacity), _grown(self.previous, capacity)
+        self.events = {name: _grown(values, capacity) for name, values in self.events.items()}
+
+    def forget(self, user: int) -> None:
+        """Drop the user's events, and remember that those in segments are to go too."""
+        slot = find_tail(self.slots, np.uint64(user))
+        if self.slots[slot]["state"] != EMPTY:
+            self.slots[slot]["state"] = ORDERED
+            self.slots[slot]["head"], self.slots[slot]["count"], self.slots[slot]["last"] = -1, 0, NEVER
+        self.forgotten.add(int(user))
+
+    def kept(self) -> np.ndarray:
+        """Positions of the events that were not deleted, in arrival order."""
+        if not self.forgotten:
+            return np.arange(self.size)
+        positions = np.zeros(self.size, np.bool_)
+        _mark(self.slots, self.previous, positions)
+        return np.flatnonzero(positions)
+
+
+@kernel
+def _mark(slots: np.ndarray, previous: np.ndarray, positions: np.ndarray) -> None:
+    for slot in range(len(slots)):
+        if slots[slot].state != EMPTY:
+            event = slots[slot].head
+            while event >= 0:
+                positions[event] = True
+                event = previous[event]
+
+
+def _grown(values: np.ndarray, capacity: int) -> np.ndarray:
+    grown = np.empty((capacity, *values.shape[1:]), values.dtype)
+    grown[: len(values)] = values
+    return grown

@@ -1,0 +1,399 @@
+"""The store of user histories: append events, read the newest before a moment, as one array per field.
+
+    with SeqVault.create("vault", schema) as vault:
+        vault.append(users, {"timestamp": ..., "item": ..., "rating": ...})
+        histories = vault.read([7, 9, 7], before=1_700_000_000, last_n=1000)
+        histories["item"], histories.offsets
+
+Writes go to a log and to memory, from there in packed chunks to segments. One process writes; any number read beside.
+
+Legend of shape suffixes: N events of an append; R requests of a read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+
+from laser.schema import Feature, Schema
+from laser.seqvault import checking, log
+from laser.seqvault.catalog import Block, Catalog
+from laser.seqvault.checking import Problem
+from laser.seqvault.index import ENTRY
+from laser.seqvault.layout import Field, Layout, user_ids
+from laser.seqvault.lock import WriterLock
+from laser.seqvault.manifest import NAME, Manifest
+from laser.seqvault.merging import read_mixed, splice
+from laser.seqvault.planning import FOREVER
+from laser.seqvault.ragged import Ragged
+from laser.seqvault.reading import execute, make_plan
+from laser.seqvault.recovery import LogFollower, remove_strays
+from laser.seqvault.statistics import statistics
+from laser.seqvault.storing import blocks, pack_events, pack_sorted
+from laser.seqvault.syncing import Sync, Syncer
+from laser.seqvault.tail import Tail
+
+TAIL_BYTES = 64 << 20
+CLOSE_EVENTS = 4096
+"""Closing moves recent events to a segment when there are this many; fewer are quicker to replay."""
+BULK_EVENTS = 1 << 17
+"""Appends of at least this many events go to a segment directly, and are durable when the call returns."""
+
+
+class SeqVault:
+    """A store of user histories in one folder; open it with ``create`` or ``open``.
+
+    Safe to share between threads; reads overlap.
+    """
+
+    def __init__(self, path: Path | str, mode: Literal["r", "a"], sync: Sync, tail_bytes: int) -> None:
+        self.path, self.mode, self.tail_bytes = Path(path), mode, tail_bytes
+        self._lock = threading.RLock()
+        self._closed = False
+        self._log: log.LogWriter | None = None
+        self._follower: LogFollower | None = None
+        self._syncer = Syncer(sync if mode == "a" else "none")
+        self._writer_lock = WriterLock(self.path) if mode == "a" else None
+        try:
+            self._catalog = Catalog(self.path)
+            self._tail = Tail(self.layout)
+            follower = self._follow()
+            if mode == "a":
+                self._start_writing(follower)
+        except BaseException:
+            self.close()
+            raise
+
+    @classmethod
+    def create(
+        cls,
+        path: Path | str,
+        schema: Schema | Iterable[Feature | Field],
+        *,
+        sync: Sync = "interval",
+        tail_bytes: int = TAIL_BYTES,
+    ) -> SeqVault:
+        """Make an empty vault and open it for writing.
+
+        Args:
+            path: its folder; made if missing.
+            schema: whose ``event`` fields to store; or these fields, the timestamp first.
+            sync: see ``open``.
+            tail_bytes: see ``open``.
+
+        Raises:
+            ValueError: when there is a vault already, or the fields cannot be stored.
+        """
+        folder, layout = Path(path), Layout.of(schema)
+        if (folder / NAME).exists():
+            raise ValueError(f"there is a vault at {folder} already; open it, or remove the folder to start again")
+        folder.mkdir(parents=True, exist_ok=True)
+        Manifest(layout).save(folder)
+        return cls(folder, "a", sync, tail_bytes)
+
+    @classmethod
+    def open(
+        cls,
+        path: Path | str,
+        mode: Literal["r", "a"] = "r",
+        *,
+        sync: Sync = "interval",
+        tail_bytes: int = TAIL_BYTES,
+    ) -> SeqVault:
+        """Open a vault.
+
+        Args:
+            path: its folder.
+            mode: ``"r"`` to read, beside any other process; ``"a"`` to append as well, one process at a time.
+            sync: when appends become durable. ``"always"``: before ``append`` returns, nothing acknowledged is lost.
+                ``"interval"``: within 10 ms, a power failure loses what was appended since; ``"none"``: when the
+                operating system writes it. A killed process loses nothing in any of them.
+            tail_bytes: memory for events not yet in a segment.
+
+        Raises:
+            ValueError: when there is no vault, it is damaged or newer than this release, or another process writes.
+        """
+        if mode not in ("r", "a"):
+            raise ValueError(f"mode is {mode!r}; expected 'r' to read or 'a' to append")
+        return cls(path, mode, sync, tail_bytes)
+
+    @property
+    def layout(self) -> Layout:
+        """Fields of an event."""
+        return self._catalog.manifest.layout
+
+    def read(
+        self,
+        users: Any,
+        *,
+        before: int | np.ndarray | None = None,
+        last_n: int | None = None,
+        fields: Iterable[str] | None = None,
+    ) -> Ragged:
+        """Histories of R users, in the order asked for, events oldest first; events of equal time as they arrived.
+
+        Args:
+            users: integer ids [R]; may repeat. A user not in the vault has a history of length 0.
+            before: only events with a timestamp strictly below this one; one for all or one per request.
+            last_n: at most this many events, the newest; ``None`` for all.
+            fields: names of the fields to return, all by default.
+
+        Returns:
+            One array of the field's dtype per field, and int64 offsets [R + 1].
+
+        Raises:
+            ValueError: on bad arguments, or when stored data is damaged (with file and offset).
+        """
+        ids, chosen = user_ids(users), self.layout.choose(fields)
+        if last_n is not None and last_n < 0:
+            raise ValueError(f"last_n is {last_n}; expected a number of events of at least 0, or None for all")
+        wanted = np.full(len(ids), FOREVER if last_n is None else last_n, np.int64)
+        cut = None if before is None else _cuts(before, len(ids))
+        with self._lock:
+            self._require_open()
+            index, files, layout = self._catalog.index, self._catalog.files, self.layout
+            plan, mixed = make_plan(index, files, self._tail, ids, cut, wanted)
+            if len(mixed):
+                slow = read_mixed(index, files, self._tail, ids[mixed])
+        found = execute(plan, layout, chosen)
+        if len(mixed):
+            sorted_ = slow(layout, chosen, None if cut is None else cut[mixed], wanted[mixed])
+            found = splice(found, mixed, sorted_)
+        return found
+
+    def append(self, users: Any, events: Mapping[str, Any]) -> None:
+        """Add N events; they can be read at once, by this object, and by others after their ``refresh``.
+
+        All of them are stored, or none if the call raises.
+
+        Args:
+            users: integer ids [N], 0 ... 2**64 - 1, in any order.
+            events: per field N values.
+
+        Raises:
+            ValueError: when users or events do not fit the vault's fields, or it is open for reading only.
+            OSError: when they cannot be stored, for example because the disk is full.
+        """
+        ids = user_ids(users)
+        values = self.layout.coerce(events, len(ids))
+        if not len(ids):
+            return
+        with self._lock:
+            writer = self._require_writer()
+            if len(ids) >= BULK_EVENTS:
+                self.checkpoint()
+                self._commit(pack_events(self.layout, self._catalog.index, self._catalog.files, ids, values))
+                return
+            payload = b"".join([ids.tobytes(), *(values[name].tobytes() for name in self.layout.names)])
+            writer.write(log.APPEND, len(ids), payload)
+            self._apply(log.Record(0, log.APPEND, ids, values))
+            self._syncer.wrote()
+            if self._tail.size * (self.layout.event_bytes + 12) > self.tail_bytes:
+                self._flush_when_possible()
+
+    def delete_user(self, user: int) -> bool:
+        """Forget a user at once; the bytes leave the disk with the next ``compact``. Whether there were events."""
+        ids = user_ids(user)
+        with self._lock:
+            writer = self._require_writer()
+            known = len(self.read(ids, last_n=1, fields=[self.layout.names[0]])[self.layout.names[0]]) > 0
+            writer.write(log.DELETE, 1, ids.tobytes())
+            self._apply(log.Record(0, log.DELETE, ids, {}))
+            self._syncer.wrote()
+            return known
+
+    def _apply(self, record: log.Record) -> None:
+        if record.kind == log.DELETE:
+            for user in record.users:
+                self._catalog.index.forget(user)
+                self._tail.forget(user)
+        else:
+            self._tail.append(record.users, record.events, self._catalog.index.table, self._catalog.index.rows)
+
+    def checkpoint(self) -> None:
+        """Move recent events from log and memory into a segment.
+
+        Raises:
+            OSError: when it cannot be written; everything stays as it was.
+        """
+        with self._lock:
+            self._require_writer()
+            if self._tail.size or self._tail.forgotten:
+                self._commit(self._tail_blocks())
+
+    def _tail_blocks(self) -> Iterator[Block]:
+        if self._tail.forgotten:
+            entries = np.zeros(len(self._tail.forgotten), ENTRY)
+            entries["user"] = sorted(self._tail.forgotten)
+            yield np.empty(0, np.uint64), entries
+        kept = self._tail.kept()
+        if len(kept):
+            events = {name: values[kept] for name, values in self._tail.events.items()}
+            users = self._tail.users[kept]
+            yield from pack_events(self.layout, self._catalog.index, self._catalog.files, users, events)
+
+    def compact(self) -> None:
+        """Rewrite all segments without what was deleted or superseded, chunks cut anew from the newest event.
+
+        Raises:
+            OSError: when there is no room for the new segments beside the old; everything stays as it was.
+        """
+        with self._lock:
+            self.checkpoint()
+            self._commit(self._all_blocks(), replace=True)
+            self._catalog.save_index()
+
+    def _all_blocks(self) -> Iterator[Block]:
+        index, files, layout = self._catalog.index, self._catalog.files, self.layout
+        users = np.sort(index.users)
+        for batch in np.array_split(users, max(1, len(users) // 4096)):
+            if not len(batch):
+                continue
+            plan, _ = make_plan(index, files, None, batch, None, np.full(len(batch), FOREVER))
+            histories = execute(plan, layout, layout.fields)
+            for begin, end in blocks(histories.lengths):
+                order = np.arange(histories.offsets[begin], histories.offsets[end])
+                columns = layout.columns(histories.fields, order)
+                yield pack_sorted(
+                    layout, batch[begin:end], np.zeros(end - begin, np.int64), histories.lengths[begin:end], columns
+                )
+
+    def _commit(self, packed: Iterable[Block], *, replace: bool = False) -> None:
+        """Write segments, begin a new log, switch, and drop the old log and the memory."""
+        old = self._require_writer()
+        new = log.LogWriter(self.path, old.number + 1, self.layout, old.sequence)
+        try:
+            self._catalog.commit(packed, (new.number, new.sequence), replace=replace)
+        except BaseException:
+            new.close()
+            new.path.unlink(missing_ok=True)
+            raise
+        self._log, self._tail = new, Tail(self.layout)
+        self._syncer.follow(new)
+        old.close()
+        remove_strays(self.path, self._catalog.manifest)
+        if self._catalog.snapshot_due:
+            self._catalog.save_index()
+
+    def _flush_when_possible(self) -> None:
+        """Checkpoint; when the disk is full the events stay in memory and log, which are complete without it."""
+        try:
+            self.checkpoint()
+        except OSError as error:
+            warnings.warn(
+                f"the vault at {self.path} could not write a segment ({error}); it keeps events in memory", stacklevel=3
+            )
+            self.tail_bytes += self.tail_bytes // 4
+
+    def _start_writing(self, follower: LogFollower) -> None:
+        follower.repair()
+        remove_strays(self.path, self._catalog.manifest)
+        self._log = log.LogWriter(self.path, follower.number, self.layout, follower.expected)
+        self._syncer.follow(self._log)
+
+    def refresh(self) -> None:
+        """See what the writing process has appended since opening or the last call; a writer always does.
+
+        Raises:
+            ValueError: when what it wrote is damaged.
+        """
+        with self._lock:
+            self._require_open()
+            if self.mode == "r":
+                self._follow()
+
+    def _follow(self) -> LogFollower:
+        """Read the logs, and again when the manifest has moved on meanwhile."""
+        while True:
+            if self._follower is None:
+                self._tail = Tail(self.layout)
+                self._follower = LogFollower(self.path, self._catalog.manifest)
+            with contextlib.suppress(FileNotFoundError):  # removed by a checkpoint: the manifest has moved on
+                self._follower.catch_up(self._apply)
+            if not self._catalog.refresh():
+                return self._follower
+            self._follower.close()
+            self._follower = None
+
+    def check(self) -> list[Problem]:
+        """Examine every byte of the files; returns what is wrong, nothing when all is well."""
+        with self._lock:
+            self._require_open()
+            return checking.check_folder(self.path)
+
+    def stats(self) -> dict[str, int | float]:
+        """Figures about the vault: counts, bytes on disk and in memory."""
+        with self._lock:
+            self._require_open()
+            return statistics(self._catalog, self._tail, self.path)
+
+    def sync(self) -> None:
+        """Make everything appended so far durable, whatever the policy.
+
+        Raises:
+            OSError: when the system cannot.
+        """
+        with self._lock:
+            self._require_writer().sync()
+
+    def close(self) -> None:
+        """Make everything durable and let the next writer in. Closing twice is fine."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            if self._follower is not None:
+                self._follower.close()
+            try:
+                if self._log is not None:
+                    self._finish_writing(self._log)
+            finally:
+                self._syncer.stop()
+                if self._log is not None:
+                    self._log.close()
+                if self._writer_lock is not None:
+                    self._writer_lock.release()
+
+    def _finish_writing(self, writer: log.LogWriter) -> None:
+        writer.sync()
+        if self._tail.size >= CLOSE_EVENTS:
+            self._closed = False
+            try:
+                self._flush_when_possible()
+            finally:
+                self._closed = True
+        self._catalog.save_index()
+
+    def __enter__(self) -> SeqVault:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise ValueError(f"the vault at {self.path} is closed; open it again")
+
+    def _require_writer(self) -> log.LogWriter:
+        self._require_open()
+        if self._log is None:
+            raise ValueError(f"the vault at {self.path} is open for reading; open it with mode 'a' to change it")
+        return self._log
+
+
+def _cuts(before: Any, size: int) -> np.ndarray:
+    found = np.asarray(before)
+    if found.dtype.kind not in "iu" or found.shape not in ((), (size,)):
+        raise ValueError(
+            f"before is {found.dtype} of shape {found.shape}; expected integer timestamps, one or {size} of them"
+        )
+    return np.ascontiguousarray(np.broadcast_to(np.minimum(found, FOREVER).astype(np.int64), size))
