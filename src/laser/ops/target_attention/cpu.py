@@ -3,7 +3,8 @@
 A sample is cut into tiles of 16 segments, anchored at its newest as events are in segmented attention, so that one
 long sample costs the short ones nothing.
 
-Legend of shape suffixes: B samples; G segments, packed; C tiles of one chunk; W segments a tile; H heads; D width.
+Legend of shape suffixes: B samples; G segments, packed; N tiles; C tiles of one chunk; W segments a tile; H heads;
+D width.
 """
 
 from __future__ import annotations
@@ -32,26 +33,28 @@ def forward(query_BHD: Tensor, seg_GD: Tensor, seg_off_B1: Tensor) -> tuple[Tens
     B, H, D = query_BHD.shape
     query_BHD = query_BHD.to(wide)
     layout = layout_of(seg_off_B1)
-    score_GH = seg_GD.new_empty(len(seg_GD), H, dtype=wide)
+    sample_N = layout.history_of_B.repeat_interleave(layout.seg_off_B1.diff(), output_size=layout.num_segments)
+    top_NH, sum_NH = query_BHD.new_empty(2, layout.num_segments, H)
+    pooled_NHD = query_BHD.new_empty(layout.num_segments, H, D)
     for chunk in chunks(layout, D * wide.itemsize):
-        score_CWH = torch.bmm(gather(seg_GD, chunk, wide), query_BHD[chunk.sample_C].transpose(1, 2))
-        score_GH[chunk.gates] = score_CWH[chunk.live_CW]
+        seg_CWD = gather(seg_GD, chunk, wide)
+        score_CWH = torch.bmm(seg_CWD, query_BHD[chunk.sample_C].transpose(1, 2))
+        score_CWH.masked_fill_(~chunk.live_CW[:, :, None], -torch.inf)
+        top_CH = score_CWH.amax(1)
+        weight_CWH = score_CWH.sub_(top_CH[:, None, :]).exp_()
+        top_NH[chunk.segments] = top_CH
+        sum_NH[chunk.segments] = weight_CWH.sum(1)
+        pooled_NHD[chunk.segments] = torch.bmm(weight_CWH.transpose(1, 2), seg_CWD)
 
-    sample_G = layout.history_of_B.repeat_interleave(seg_off_B1.diff(), output_size=len(seg_GD))
-    index_GH = sample_G[:, None].expand(-1, H)
-    max_BH = score_GH.new_full((B, H), -torch.inf).scatter_reduce_(0, index_GH, score_GH, "amax")
-    max_BH = max_BH.masked_fill_(max_BH.isneginf(), 0.0)
-    weight_GH = (score_GH - max_BH[sample_G]).exp_()
-    sum_BH = weight_GH.new_zeros(B, H).index_add_(0, sample_G, weight_GH)
-    weight_GH /= sum_BH[sample_G]
-
-    pooled_BHD = query_BHD.new_zeros(B, H, D)
-    for chunk in chunks(layout, D * wide.itemsize):
-        weight_CWH = weight_GH.new_zeros(*chunk.row_CW.shape, H)
-        weight_CWH[chunk.live_CW] = weight_GH[chunk.gates]
-        pooled_CHD = torch.bmm(weight_CWH.transpose(1, 2), gather(seg_GD, chunk, wide))
-        pooled_BHD.index_add_(0, chunk.sample_C, pooled_CHD)
-    return pooled_BHD, max_BH + sum_BH.clamp(min=torch.finfo(wide).tiny).log()
+    # Tiles of one sample meet at the largest of their scores.
+    top_BH = top_NH.new_full((B, H), -torch.inf)
+    top_BH.scatter_reduce_(0, sample_N[:, None].expand(-1, H), top_NH, "amax").clamp_(min=torch.finfo(wide).min)
+    scale_NH = (top_NH - top_BH[sample_N]).exp_()
+    # A sample without segments divides 0 by 1.
+    sum_BH = top_BH.new_zeros(B, H).index_add_(0, sample_N, sum_NH * scale_NH)
+    sum_BH.masked_fill_((seg_off_B1.diff() == 0)[:, None], 1.0)
+    pooled_BHD = query_BHD.new_zeros(B, H, D).index_add_(0, sample_N, pooled_NHD * scale_NH[:, :, None])
+    return pooled_BHD / sum_BH[:, :, None], top_BH + sum_BH.log()
 
 
 def backward(
