@@ -1,5 +1,5 @@
 """Kernels on packed histories. Each op is a folder: the specification (``naive``) and the fast paths beside it."""
 
-from laser.ops.families import KernelFamily, kernel_families
+from laser.ops.families import kernel_families
 
-__all__ = ["KernelFamily", "kernel_families"]
+__all__ = ["kernel_families"]
