@@ -99,6 +99,7 @@ class Laser(nn.Module):
         table_device: str | None = None,
     ) -> None:
         super().__init__()
+        self.segment_width = segment_width
         self.embeddings = TableEmbeddings(
             schema,
             table_device=table_device,
@@ -109,10 +110,8 @@ class Laser(nn.Module):
         )
         self.event = linear(total_width(self.embeddings.history), width)
         self.target = linear(total_width(self.embeddings.target), width)
-        segment_ranks = -(-recency_ranks // segment_width)
         std = embedding_std
         self.event_recency = EventRecency(width, recency_ranks, std) if recency in ("item", "both") else None
-        self.segment_recency = SegmentRecency(width, segment_ranks, std) if recency in ("segment", "both") else None
         self.event_dropout = EventDropout(event_dropout, seed)
         self.sta = SegmentedTargetAttention(
             width,
@@ -126,6 +125,8 @@ class Laser(nn.Module):
             ffn_multiple=segment_ffn_multiple,
             layer_norm=segment_layer_norm,
         )
+        segment_ranks = -(-recency_ranks // segment_width)
+        self.segment_recency = SegmentRecency(width, segment_ranks, std) if recency in ("segment", "both") else None
         self.gsta = GlobalStackedTargetAttention(
             width, num_layers=num_layers, num_heads=num_heads, ffn_multiple=global_ffn_multiple
         )

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from laser.model.dropout import scalar_hash
 
-COEFFICIENT_START = 1e-8
 COEFFICIENT_FACTOR = 1.2
+COEFFICIENT_MINIMUM, COEFFICIENT_MAXIMUM = 1e-8, 0.1
+"""Where the coefficient starts, and its bounds (our choice). Routers answer over hundreds of steps, in which a free
+coefficient grows a thousandfold past what is needed, silences every expert, and then shrinks until it is stuck at 0."""
 _ROUTER_SITE = 3
 
 
@@ -67,7 +69,7 @@ class SparseFeedForward(nn.Module):
 
     Two routers: in training one of them, chosen by a hash of the step, routes the whole step, so that both learn from
     the task (how the paper combines them is not published: our choice); evaluation uses the sparse one. An L1 term on
-    the sparse router's gates is scaled by a coefficient that moves by a factor of 1.2 towards the activity budget.
+    the sparse router's gates is scaled by a coefficient that moves by a factor of 1.2 a step, within bounds, towards the activity budget.
 
     The coefficient's next move depends on ``activity_2``, the (active, all) gates of the last training step on this
     process; with several processes the trainer sums that buffer over them after each step.
@@ -104,7 +106,7 @@ class SparseFeedForward(nn.Module):
         self.sparse_router_MDX = per_token_weight(tokens, width, experts)
         self.dense_bias_MX = nn.Parameter(torch.zeros(tokens, experts))
         self.sparse_bias_MX = nn.Parameter(torch.zeros(tokens, experts))
-        self.register_buffer("coefficient", torch.tensor(COEFFICIENT_START))
+        self.register_buffer("coefficient", torch.tensor(COEFFICIENT_MINIMUM))
         self.register_buffer("activity_2", torch.zeros(2))
 
     def forward(self, x_BMD: Tensor, step: int, global_size: int) -> tuple[Tensor, Tensor | None]:
@@ -126,7 +128,7 @@ class SparseFeedForward(nn.Module):
             active, total = self.activity_2.unbind()
             # Nothing is known before the first step, nor after one without samples: stay.
             direction = torch.where(total > 0, torch.sign(active - self.budget * total), 0.0)
-            self.coefficient.mul_(COEFFICIENT_FACTOR**direction)
+            self.coefficient.mul_(COEFFICIENT_FACTOR**direction).clamp_(COEFFICIENT_MINIMUM, COEFFICIENT_MAXIMUM)
             self.activity_2[0] = (gate_BMX > 0).sum()
             self.activity_2[1] = gate_BMX.numel()
         # A copy, because the buffer may move again before this graph's backward pass.

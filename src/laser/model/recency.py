@@ -57,9 +57,10 @@ class EventRecency(nn.Module):
         self.rank = _table(ranks, width, std)
 
     def forward(self, x_TD: Tensor, age_T: Tensor, rank_T: Tensor) -> Tensor:
-        """``x_TD`` plus its recency; ages in seconds."""
+        """``x_TD`` plus its recency, in the dtype of ``x_TD`` (half precision under autocast); ages in seconds."""
         rank_T = rank_T.clamp(max=self.rank.num_embeddings - 1)
-        return x_TD + self.age(age_bucket(age_T)) + self.rank(rank_T)
+        recency_TD = self.age(age_bucket(age_T)) + self.rank(rank_T)
+        return x_TD + recency_TD.to(x_TD.dtype)
 
 
 class SegmentRecency(nn.Module):
@@ -78,4 +79,5 @@ class SegmentRecency(nn.Module):
     def forward(self, segment_GD: Tensor, seg_off_B1: Tensor) -> Tensor:
         """``segment_GD`` plus the embedding of each segment's rank within its sample."""
         rank_G = rank_from_newest(seg_off_B1, owner(seg_off_B1, segment_GD.shape[0]))
-        return segment_GD + self.rank(rank_G.clamp(max=self.rank.num_embeddings - 1))
+        recency_GD = self.rank(rank_G.clamp(max=self.rank.num_embeddings - 1))
+        return segment_GD + recency_GD.to(segment_GD.dtype)
