@@ -1,0 +1,93 @@
+"""``laser-prep``: prepares data sets and checks prepared ones."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import sys
+from pathlib import Path
+
+from jsonargparse import ArgumentParser
+
+from data_prep.leakage import check_prepared
+from data_prep.pipeline import plain_errors, prepare
+from data_prep.summary import quantiles
+
+PLACES = {"recipe": "YAML file such as conf/prep/movielens_small.yaml", "folder": "that `laser-prep run` wrote"}
+
+
+def run(
+    recipe: Path, out: Path, raw: Path | None = None, memory: str | None = None, threads: int | None = None
+) -> None:
+    """Prepare a data set from raw files.
+
+    Args:
+        recipe: YAML file such as conf/prep/movielens_small.yaml.
+        out: folder of the prepared data set; one that exists is replaced when all has gone well.
+        raw: folder of the raw files, in place of the one that the recipe names.
+        memory: limit of the engine such as 4GB; beyond it works on disk. Default: 80 % of the machine's.
+        threads: of the engine. Default: all cores.
+    """
+    report = prepare(recipe, out, raw, memory, threads)
+    rows = report["rows"]
+    rejected = sum(rows["rejected"].values())
+    print(
+        f"{out}: {rows['read']:,} rows read, {rejected:,} rejected, {report['users']:,} users, {report['items']:,} items, {report['events']:,} events"
+    )
+    for split, found in report["samples"].items():
+        length = found["history_length"]
+        print(
+            f"  {split:<5} {found['samples']:>12,} samples, label share {found['label_share']:.4f}, history p50 {length['p50']:,} max {length['max']:,}"
+        )
+    checked = report["leakage_check"]
+    print(
+        f"  leakage check passed: {checked['samples_checked']:,} samples, {checked['histories_read_as_in_training']:,} of them read as training reads"
+    )
+
+
+def check(folder: Path) -> None:
+    """Look for leakage in a prepared data set.
+
+    Args:
+        folder: that ``laser-prep run`` wrote.
+    """
+    try:
+        report = json.loads((folder / "report.json").read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        raise ValueError(f"no report.json in {folder}; give a folder that laser-prep wrote") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{folder / 'report.json'} is not JSON ({error}); prepare the data set again") from None
+    with plain_errors(folder):
+        found = check_prepared(folder, report)
+    for split, counts in found.lengths.items():
+        print(f"{split}: history length {quantiles(counts)}")
+    if found.problems:
+        raise ValueError(f"{folder} leaks: {'; '.join(found.problems)}; prepare it again")
+    print(f"no leakage found in {found.samples:,} samples, {found.cuts:,} of them read as training reads")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point; a user's mistake is one sentence on standard error and exit code 2."""
+    parser = ArgumentParser(prog="laser-prep", description="Raw logs to data sets for LASER.")
+    verbs = parser.add_subcommands()
+    for verb in (run, check):
+        sub = ArgumentParser(description=(verb.__doc__ or "").split("\n")[0])
+        place = next(iter(inspect.signature(verb).parameters))
+        sub.add_argument(place, type=Path, help=PLACES[place])
+        sub.add_function_arguments(verb, skip={place})
+        verbs.add_subcommand(verb.__name__, sub, help=(verb.__doc__ or "").split("\n")[0])
+    chosen = parser.parse_args(arguments)
+    options = chosen[chosen.subcommand].as_dict()
+    try:
+        {"run": run, "check": check}[chosen.subcommand](**options)
+    except ValueError as error:
+        print(f"laser-prep: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("laser-prep: interrupted; nothing was changed", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,71 @@
+"""Side info of items: one row per item code, row 0 unknown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import ibis
+import ibis.expr.types as ir
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_prep.codes import CODE, RAW, Codes, list_values
+from data_prep.intake import Intake
+from data_prep.recipe import FeatureMap, Recipe
+from laser.schema import Feature, Schema
+
+COUNT, RANK = "count", "rank"
+
+
+def write_items(path: Path, recipe: Recipe, schema: Schema, intake: Intake, codes: Codes) -> dict[str, float]:
+    """Write ``items.parquet``; returns per side feature the share of items that have a known value."""
+    item = schema.item.name
+    size = codes.cardinalities[item]
+    columns: dict[str, pa.Array] = {item: pa.array(np.arange(size), pa.from_numpy_dtype(schema.item.dtype))}
+    known: dict[str, float] = {}
+    for name, feature in recipe.item_side.items():
+        values = _fill(_pairs(recipe, intake, codes, name, feature), schema[name], size)
+        known[name] = float((values[1:, 0] > 0).mean()) if size > 1 else 0.0
+        columns[name] = _column(values, schema[name])
+    raw = codes.dictionaries[item].order_by(CODE)[RAW].to_pyarrow().combine_chunks()
+    columns[RAW] = pa.concat_arrays([pa.nulls(1, raw.type), raw])
+    pq.write_table(pa.table(columns), path, compression="zstd")
+    return known
+
+
+def _pairs(recipe: Recipe, intake: Intake, codes: Codes, name: str, feature: FeatureMap) -> ir.Table:
+    """Rows of ``item`` code, ``code`` and ``rank`` among the item's values, from 0."""
+    table = intake.accepted if feature.from_log else intake.items
+    assert table is not None
+    rows = list_values(table, name, feature, "$item")
+    coded = codes.encode(
+        rows.rename({f"${name}": RAW, f"${schema_item(recipe)}": "$item"}), [schema_item(recipe), name]
+    )
+    pairs = coded.select(item=coded[schema_item(recipe)], code=coded[name])
+    if feature.from_log:
+        counts = pairs.group_by("item", CODE).agg(**{COUNT: pairs.count()})
+    else:
+        counts = pairs.distinct()
+        counts = counts.mutate(**{COUNT: counts.count().over(group_by=counts[CODE])})
+    rank = ibis.row_number().over(group_by=counts["item"], order_by=[counts[COUNT].desc(), counts[CODE]])
+    ranked = counts.mutate(**{RANK: rank})
+    return ranked.filter(ranked[RANK] < feature.length).select("item", CODE, RANK)
+
+
+def schema_item(recipe: Recipe) -> str:
+    """Name of the item feature."""
+    return recipe.name_of("item")
+
+
+def _fill(pairs: ir.Table, feature: Feature, size: int) -> np.ndarray:
+    values = np.zeros((size, feature.length), feature.dtype)
+    for batch in pairs.to_pyarrow_batches():
+        item, code, rank = (batch.column(name).to_numpy(zero_copy_only=False) for name in ("item", CODE, RANK))
+        values[item, rank] = code
+    return values
+
+
+def _column(values: np.ndarray, feature: Feature) -> pa.Array:
+    flat = pa.array(values.reshape(-1))
+    return flat if feature.length == 1 else pa.FixedSizeListArray.from_arrays(flat, feature.length)

@@ -1,0 +1,142 @@
+"""The whole job: raw files in, a prepared data set out, or one clear sentence and nothing changed."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import ibis
+import pyarrow as pa
+
+from data_prep.codes import Codes, make_codes
+from data_prep.intake import Intake, accept, read_items, read_log
+from data_prep.items import write_items
+from data_prep.layout import make_schema
+from data_prep.leakage import Findings, check_prepared
+from data_prep.progress import Stages
+from data_prep.recipe import Recipe, load_recipe
+from data_prep.rejection import Judgement, judge, write_rejected
+from data_prep.sources import resolve_raw
+from data_prep.staging import staged
+from data_prep.summary import complete, describe, write_report
+from data_prep.writing import Coded, code_rows, write_dictionaries, write_samples, write_vault
+from laser.schema import Schema
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FULL_WORDS = ("no space left", "disk quota", "file too large", "could not write", "failed to write")
+
+
+def prepare(
+    recipe: Path, out: Path, raw: Path | None = None, memory: str | None = None, threads: int | None = None
+) -> dict[str, Any]:
+    """Prepare a data set.
+
+    The folder ``out`` appears, or is replaced, in one step at the end; whatever goes wrong before leaves it as it was.
+
+    Args:
+        recipe: YAML file, see ``data_prep.recipe``.
+        out: folder of the prepared data set.
+        raw: folder of the raw files, in place of the recipe's.
+        memory: limit of the engine such as ``4GB``; it works out of core beyond. Default: 80 % of the machine's.
+        threads: of the engine. Default: all cores.
+
+    Returns:
+        The content of ``report.json``.
+
+    Raises:
+        ValueError: on anything that the user can mend, in one sentence.
+    """
+    mapping = load_recipe(recipe)
+    folder = resolve_raw(mapping.raw, raw, recipe.parent)
+    with plain_errors(out), staged(out) as staging:
+        work = staging / "work"
+        work.mkdir()
+        config = {"temp_directory": os.fspath(work / "spill"), "memory_limit": memory, "threads": threads}
+        con = ibis.duckdb.connect(
+            work / "engine.duckdb", **{key: value for key, value in config.items() if value is not None}
+        )
+        try:
+            report, found = _prepare(con, mapping, folder, staging)
+        finally:
+            con.disconnect()
+            shutil.rmtree(work, ignore_errors=True)
+        report = complete(report, found, staging)
+        write_report(staging / "report.json", report)
+    return report
+
+
+def _prepare(
+    con: ibis.backends.duckdb.Backend, recipe: Recipe, raw: Path, staging: Path
+) -> tuple[dict[str, Any], Findings]:
+    con.raw_sql("SET enable_progress_bar = true")
+    con.raw_sql("SET enable_progress_bar_print = false")
+    with Stages(con.con.query_progress) as stages:
+        with stages.query("reading the log"):
+            log = read_log(con, recipe, raw)
+            judgement = judge(log, recipe.max_rejected)
+        with stages.query("reading item side info"):
+            items = read_items(con, recipe, raw)
+        with stages.query("coding ids"):
+            intake = Intake(log, accept(con, recipe, log), items)
+            codes = make_codes(con, recipe, intake)
+            schema = make_schema(recipe, codes)
+            coded = code_rows(con, recipe, schema, intake, codes)
+        return _write(recipe, intake, codes, schema, coded, judgement, staging, stages)
+
+
+def _write(
+    recipe: Recipe,
+    intake: Intake,
+    codes: Codes,
+    schema: Schema,
+    coded: Coded,
+    judgement: Judgement,
+    staging: Path,
+    stages: Stages,
+) -> tuple[dict[str, Any], Findings]:
+    schema.save(staging / "schema.json")
+    known = write_items(staging / "items.parquet", recipe, schema, intake, codes)
+    write_dictionaries(staging / "ids", codes)
+    write_rejected(staging / "rejected", intake.log)
+    samples = sum(coded.samples.values())
+    with stages.counted("writing histories", coded.events) as advance:
+        write_vault(staging / "vault", schema, coded, advance)
+    with stages.counted("writing samples", samples) as advance:
+        write_samples(staging / "samples", schema, coded, advance)
+    report = describe(recipe, schema, judgement, coded, known)
+    with stages.counted("checking for leakage", samples) as advance:
+        found = check_prepared(staging, report, advance)
+    if found.problems:
+        raise ValueError(f"the leakage check failed: {'; '.join(found.problems)}; correct the recipe or the log")
+    return report, found
+
+
+@contextmanager
+def plain_errors(out: Path) -> Iterator[None]:
+    """Turn the engine's and the disk's complaints into one sentence.
+
+    Raises:
+        ValueError: in their place.
+    """
+    try:
+        yield
+    except (duckdb.Error, pa.ArrowException, OSError) as error:
+        first = " ".join(str(error).split("\n")[0].split()).rstrip(".")
+        full = isinstance(error, OSError) and error.errno in FULL
+        if full or any(words in first.lower() for words in FULL_WORDS):
+            raise ValueError(
+                f"the disk of {out} is full or over its quota ({first}); nothing was changed, so free space and run again"
+            ) from error
+        if isinstance(error, duckdb.Error):
+            raise ValueError(
+                f"the engine refused the data or the recipe: {first}; check the files, columns and expressions named there"
+            ) from error
+        if isinstance(error, pa.ArrowException):
+            raise ValueError(f"a file could not be read or written: {first}") from error
+        raise

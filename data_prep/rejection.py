@@ -1,0 +1,67 @@
+"""Rows that are unfit: kept with their reason, and too many of them stop the job."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ibis.expr.types as ir
+import pyarrow.parquet as pq
+
+from data_prep.intake import REASON
+from data_prep.sources import LOG_ROW, UNPARSED
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """How many rows were read and why some were refused."""
+
+    rows: int
+    rejected: dict[str, int]
+    """Reason -> rows, most frequent first."""
+
+    @property
+    def refused(self) -> int:
+        """Rows rejected for any reason."""
+        return sum(self.rejected.values())
+
+
+def judge(log: ir.Table, max_rejected: float) -> Judgement:
+    """Count rejected rows.
+
+    Raises:
+        ValueError: when there are no rows, or more than the share ``max_rejected`` is unfit.
+    """
+    counts = log.group_by(REASON).agg(rows=log.count()).to_pyarrow().to_pylist()
+    total = sum(count["rows"] for count in counts)
+    if total == 0:
+        raise ValueError("the log has no rows; check `files` in the recipe")
+    unfit = sorted((c for c in counts if c[REASON] is not None), key=lambda c: (-c["rows"], c[REASON]))
+    found = Judgement(total, {c[REASON]: c["rows"] for c in unfit})
+    if found.refused > max_rejected * total:
+        raise ValueError(
+            f"{found.refused} of {total} rows are unfit ({found.refused / total:.2%}), above max_rejected {max_rejected:g}; "
+            f"most often: {unfit[0][REASON]}, first at {_example(log, unfit[0][REASON])}; correct the log or raise max_rejected in the recipe"
+        )
+    return found
+
+
+def _example(log: ir.Table, reason: str) -> str:
+    row: dict[str, Any] = log.filter(log[REASON] == reason).order_by(LOG_ROW).limit(1).to_pyarrow().to_pylist()[0]
+    shown = {
+        name.removeprefix("$"): value
+        for name, value in row.items()
+        if name in ("$user", "$item", "$timestamp", "$label")
+    }
+    return f"log row {row[LOG_ROW]} ({', '.join(f'{name}={value}' for name, value in shown.items())})"
+
+
+def write_rejected(folder: Path, log: ir.Table) -> None:
+    """Write ``rejected/part-00000.parquet``: the rows as read, in log order, with ``reason``; also when there are none."""
+    folder.mkdir()
+    source = [name for name in log.columns if not name.startswith("$") and name != UNPARSED]
+    rows = log.filter(log[REASON].notnull()).order_by(LOG_ROW).select(*source)
+    with pq.ParquetWriter(folder / "part-00000.parquet", rows.schema().to_pyarrow(), compression="zstd") as writer:
+        for batch in rows.to_pyarrow_batches():
+            writer.write_batch(batch)

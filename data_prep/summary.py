@@ -1,0 +1,102 @@
+"""``report.json``: what was read, what was refused, what came out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_prep.leakage import Findings
+from data_prep.recipe import SPLITS, Recipe
+from data_prep.rejection import Judgement
+from data_prep.writing import Coded
+from laser.schema import Schema
+
+QUANTILES = {"p10": 0.1, "p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
+REPORT_VERSION = 1
+
+
+def describe(
+    recipe: Recipe, schema: Schema, judgement: Judgement, coded: Coded, known: dict[str, float]
+) -> dict[str, Any]:
+    """The report before the leakage check: all that is known from the log."""
+    return {
+        "version": REPORT_VERSION,
+        "name": recipe.name,
+        "note": recipe.note,
+        "schema": schema.fingerprint(),
+        "rows": {
+            "read": judgement.rows,
+            "accepted": judgement.rows - judgement.refused,
+            "rejected": judgement.rejected,
+        },
+        "users": (schema.user.cardinality or 1) - 1,
+        "items": (schema.item.cardinality or 1) - 1,
+        "items_in_log": _distinct(coded, schema.item.name),
+        "events": coded.events,
+        "timestamp_unit": schema.timestamp_unit,
+        "side_info_known": known,
+        "split": {
+            "way": recipe.split.way,
+            "users_disjoint": bool(recipe.split.by_value and recipe.split.by_value.users_disjoint),
+        },
+        "samples": {split: _describe_split(schema, coded, split) for split in SPLITS},
+    }
+
+
+def _distinct(coded: Coded, name: str) -> int:
+    return int(coded.rows[name].nunique().to_pyarrow().as_py())
+
+
+def _describe_split(schema: Schema, coded: Coded, split: str) -> dict[str, Any]:
+    rows = coded.rows.filter((coded.rows["split"] == split).coalesce(False))
+    train = coded.rows.filter((coded.rows["split"] == "train").coalesce(False))
+    user, item, time = rows[schema.user.name], rows[schema.item.name], rows[schema.timestamp.name]
+    found = rows.aggregate(
+        samples=rows.count(),
+        users=user.nunique(),
+        items=item.nunique(),
+        label_share=rows[schema.label.name].mean(),
+        first=time.min(),
+        last=time.max(),
+        with_own_event=rows["$history"].cast("int64").sum(),
+    )
+    described = dict(found.to_pyarrow().to_pylist()[0])
+    for feature in (schema.user, schema.item):
+        unseen = rows.anti_join(train.select(feature.name).distinct(), feature.name)
+        described[f"{feature.kind.value}_not_in_train"] = (
+            int(unseen.count().to_pyarrow().as_py()) / described["samples"]
+        )
+    return described
+
+
+def complete(report: dict[str, Any], found: Findings, folder: Path) -> dict[str, Any]:
+    """The report with history lengths, the outcome of the leakage check and disk use."""
+    for split in SPLITS:
+        report["samples"][split]["history_length"] = quantiles(found.lengths[split])
+    report["leakage_check"] = {
+        "problems": found.problems,
+        "samples_checked": found.samples,
+        "histories_read_as_in_training": found.cuts,
+    }
+    report["disk_bytes"] = {path.name: _bytes(path) for path in sorted(folder.iterdir())}
+    return report
+
+
+def quantiles(counts: np.ndarray) -> dict[str, float]:
+    """Mean and quantiles of a length distribution given as counts by length."""
+    upto = np.cumsum(counts)
+    total = max(int(upto[-1]), 1)
+    found = {"mean": float((counts * np.arange(len(counts))).sum() / total)}
+    return found | {name: int(np.searchsorted(upto, share * total)) for name, share in QUANTILES.items()}
+
+
+def _bytes(path: Path) -> int:
+    return sum(p.stat().st_size for p in path.rglob("*") if p.is_file()) if path.is_dir() else path.stat().st_size
+
+
+def write_report(path: Path, report: dict[str, Any]) -> None:
+    """Write ``report.json``."""
+    path.write_text(json.dumps(report, indent=1) + "\n")
