@@ -9,8 +9,9 @@ import numpy as np
 
 from laser.data.columns import CURE, check_categorical, read_columns
 from laser.data.samples import Samples
-from laser.schema import Kind, Schema, names
-from laser.seqvault import SeqVault
+from laser.schema import Kind, Schema
+from laser.seqvault import Field, SeqVault
+from laser.seqvault.layout import Layout
 
 SPLITS = ("train", "val", "test")
 
@@ -38,7 +39,11 @@ class PreparedData:
         self._check_features()
         self.items = self._read_items()
         self.vault = SeqVault.open(self.path / "vault")
-        self._check_vault()
+        try:
+            self._check_vault()
+        except BaseException:
+            self.close()
+            raise
 
     def split(self, name: str) -> Samples:
         """Samples of one split, read into memory.
@@ -64,7 +69,7 @@ class PreparedData:
         where = str(self.path / "schema.json")
         for feature in (*self.schema.history, *self.schema.context):
             check_categorical(feature, where)
-        for feature in self.schema.of_kind(Kind.USER, Kind.ITEM, Kind.EVENT_SIDE):
+        for feature in (self.schema.user, self.schema.item):
             if feature.length > 1:
                 raise ValueError(
                     f"feature {feature.name!r} of {where} has length {feature.length}; a {feature.kind.value} feature "
@@ -86,9 +91,13 @@ class PreparedData:
         return columns
 
     def _check_vault(self) -> None:
-        found, wanted = list(self.vault.fields), names(self.schema.event)
-        if sorted(found) != sorted(wanted):
+        found, wanted = self.vault.layout.fields, Layout.of(self.schema).fields
+        if found != wanted:
             raise ValueError(
-                f"{self.path / 'vault'} keeps the fields {', '.join(found)}, the schema's events have "
-                f"{', '.join(wanted)}; {CURE}"
+                f"{self.path / 'vault'} keeps events of {_listed(found)}, the schema's events have {_listed(wanted)}; "
+                f"{CURE}"
             )
+
+
+def _listed(fields: tuple[Field, ...]) -> str:
+    return ", ".join(f"{f.name} {f.dtype}" + (f"[{f.length}]" if f.length > 1 else "") for f in fields)
