@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_segments"])
 def forward_kernel(
     seg_GD,
     seg_off_B1,

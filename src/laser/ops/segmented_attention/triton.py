@@ -25,7 +25,7 @@ from torch import Tensor
 from laser.ops.segments import SegmentLayout, offsets, tiles
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_histories"])
 def forward_kernel(
     x_TD,
     query_BHD,
@@ -92,7 +92,7 @@ def forward_kernel(
             tl.store(pooled_at, sum_H[h].to(pooled_GHD.dtype.element_ty), mask=pooled_mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_histories"])
 def backward_kernel(
     x_TD,
     query_BHD,

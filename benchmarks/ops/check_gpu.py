@@ -1,0 +1,483 @@
+"""Verify every op on a GPU, then measure it: one command, under three minutes, everything needed to fix what fails.
+
+    PYTHONPATH=src python benchmarks/ops/check_gpu.py --out results
+
+Needs torch, Triton and numpy only. Prints a table, full tracebacks of what failed (it goes on), and writes
+``ops.json`` and ``ops.md`` under ``--out``. Without a GPU it runs the CPU paths in a reduced shape.
+
+Shape W1: B=2048 histories of L=1000 events, width 10, D=128, H=2, bfloat16. Floors: x read once, and pooled and gates
+written, at the rate of a device copy measured in the same run (backward: x, d_pooled and gates read, d_x written).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from laser.ops.segment_readout import cpu as readout_cpu
+from laser.ops.segment_readout import naive as readout_naive
+from laser.ops.segment_readout import segment_readout
+from laser.ops.segmented_attention import attend, segmented_target_attention
+from laser.ops.segmented_attention import cpu as segmented_cpu
+from laser.ops.segmented_attention import naive as segmented_naive
+from laser.ops.segments import segment_layout
+from laser.ops.target_attention import naive as target_naive
+from laser.ops.target_attention import segment_softmax_attention
+
+CUDA = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if CUDA else "cpu")
+LENGTHS = [0, 1, 9, 10, 11, 63, 0, 500, 1000, 3]
+CASES = [
+    (torch.float32, 128, 2, 10),
+    (torch.bfloat16, 128, 2, 10),
+    (torch.float16, 128, 2, 10),
+    (torch.float32, 40, 1, 3),
+    (torch.bfloat16, 200, 3, 7),
+    (torch.float32, 512, 4, 10),
+    (torch.bfloat16, 16, 2, 1),
+    (torch.float32, 1, 1, 1000),
+]
+FORWARD_CONFIGS = [
+    (segments, warps, stages)
+    for segments, warps in ((8, 2), (8, 4), (16, 4), (16, 8), (32, 4), (32, 8))
+    for stages in (1, 3)
+]
+BACKWARD_CONFIGS = [(16, 2), (16, 4), (32, 4), (32, 8), (64, 4), (64, 8), (128, 8)]
+
+
+class Report:
+    """Rows as they come, printed at once, written at the end."""
+
+    def __init__(self, seconds: float) -> None:
+        self.rows: list[dict] = []
+        self.start, self.seconds = time.perf_counter(), seconds
+
+    @property
+    def elapsed(self) -> float:
+        return time.perf_counter() - self.start
+
+    def add(self, what: str, **values: object) -> None:
+        self.rows.append({"what": what, **values})
+        shown = "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items())
+        print(f"[{self.elapsed:5.0f} s] {what:58s} {shown}", flush=True)
+
+    def attempt(self, what: str, work: Callable[[], dict | None]) -> None:
+        if self.elapsed > self.seconds:
+            self.add(what, skipped="out of time")
+            return
+        try:
+            if (values := work()) is not None:
+                self.add(what, **values)
+        except Exception as error:
+            self.add(what, failed=f"{type(error).__name__}: {str(error).splitlines()[:1]}")
+            traceback.print_exc()
+            if CUDA:
+                torch.cuda.empty_cache()
+
+
+def offsets(lengths: list[int] | Tensor) -> Tensor:
+    return F.pad(torch.as_tensor(lengths, device=DEVICE).cumsum(0), (1, 0))
+
+
+def relative_rms(value: Tensor, exact: Tensor) -> float:
+    return float((value.double() - exact).norm() / exact.norm().clamp(min=1e-300))
+
+
+def run(function: Callable[..., Tensor], inputs: list[Tensor], seed: int) -> tuple[Tensor, ...]:
+    """Output and gradients of every input, for one fixed upstream gradient."""
+    inputs = [tensor.detach().requires_grad_() for tensor in inputs]
+    output = function(*inputs)
+    generator = torch.Generator(device=DEVICE).manual_seed(seed)
+    upstream = torch.randn(output.shape, device=DEVICE, generator=generator).to(inputs[0].dtype).to(output.dtype)
+    return output.detach(), *torch.autograd.grad(output, inputs, upstream)
+
+
+def compare(fast: Callable, naive: Callable, inputs: list[Tensor], names: list[str]) -> dict:
+    """The project's rule: error against float64 at most twice that of plain PyTorch in the same dtype."""
+    exact = run(naive, [tensor.double() for tensor in inputs], 1)
+    plain, ours, again = run(naive, inputs, 1), run(fast, inputs, 1), run(fast, inputs, 1)
+    result: dict[str, object] = {}
+    worst, floor = 0.0, 4 * torch.finfo(torch.float32).eps
+    for name, e, p, o, a in zip(names, exact, plain, ours, again, strict=True):
+        error, allowed = relative_rms(o, e), 2 * relative_rms(p, e) + floor
+        worst = max(worst, error / allowed)
+        if not error <= allowed:
+            result[name] = f"WRONG {error:.2e} > {allowed:.2e}"
+        if not torch.equal(o, a):
+            result[f"{name} repeated"] = "DIFFERENT BITS"
+    return {"ok": not result, "error_over_allowed": worst, **result}
+
+
+def check_segmented(dtype: torch.dtype, D: int, H: int, width: int) -> dict:
+    off_U1 = offsets(LENGTHS)
+    history_of_B = torch.tensor([9, 0, 1, 2, 3, 8, 3, 4, 5, 6, 7, 8, 7, 7], device=DEVICE)
+    torch.manual_seed(0)
+    x = torch.randn(int(off_U1[-1]), D, device=DEVICE).to(dtype)
+    query = (torch.randn(len(history_of_B), H, D, device=DEVICE) / D**0.5).to(dtype)
+    bias = torch.randn(H, device=DEVICE)
+
+    def op(function: Callable) -> Callable:
+        return lambda x, q, b: function(x, off_U1, q, b, history_of_B, width)[0]
+
+    names = ["pooled", "d_x", "d_query", "d_bias"]
+    result = compare(
+        op(segmented_target_attention), op(segmented_naive.segmented_target_attention), [x, query, bias], names
+    )
+    gates = [
+        f(x, off_U1, query, bias, history_of_B, width, return_gates=True)[2]
+        for f in (segmented_target_attention, segmented_naive.segmented_target_attention)
+    ]
+    return {**result, "gate_difference": float((gates[0] - gates[1]).abs().max())}
+
+
+def check_target(dtype: torch.dtype, D: int, H: int) -> dict:
+    seg_off = offsets([0, 1, 15, 100, 7, 1000, 0])
+    torch.manual_seed(0)
+    seg = torch.randn(int(seg_off[-1]), D, device=DEVICE).to(dtype)
+    query = (torch.randn(7, H, D, device=DEVICE) / D**0.5).to(dtype)
+    return compare(
+        lambda q, s: segment_softmax_attention(q, s, seg_off),
+        lambda q, s: target_naive.segment_softmax_attention(q, s, seg_off),
+        [query, seg],
+        ["pooled", "d_query", "d_seg"],
+    )
+
+
+def check_readout(dtype: torch.dtype, D: int, newest: int) -> dict:
+    seg_off = offsets([0, 1, 15, 100, 7, 1000, 0])
+    torch.manual_seed(0)
+    seg = torch.randn(int(seg_off[-1]), D, device=DEVICE).to(dtype)
+
+    def op(function: Callable) -> Callable:
+        def both(s: Tensor) -> Tensor:
+            max_BD, newest_BRD = function(s, seg_off, newest)
+            return torch.cat([max_BD[:, None], newest_BRD], 1)
+
+        return both
+
+    return compare(op(segment_readout), op(readout_naive.segment_readout), [seg], ["output", "d_seg"])
+
+
+def check_empty() -> dict:
+    """No sample; no history; only empty histories; all under autocast and no_grad, too."""
+    none = torch.zeros(1, dtype=torch.int64, device=DEVICE)
+    x = torch.randn(0, 8, device=DEVICE, requires_grad=True)
+    bias = torch.zeros(2, device=DEVICE, requires_grad=True)
+    for B, U in ((0, 0), (0, 3), (4, 3)):
+        off, history = none.expand(U + 1).contiguous(), torch.zeros(B, dtype=torch.int64, device=DEVICE)
+        query = torch.randn(B, 2, 8, device=DEVICE, requires_grad=True)
+        pooled, seg_off = segmented_target_attention(x, off, query, bias, history, 3)
+        user = segment_softmax_attention(query, x, seg_off)
+        maximum, newest = segment_readout(x, seg_off, 2)
+        loss = pooled.sum() + user.sum() + maximum.sum() + newest.sum()
+        grads = torch.autograd.grad(loss, (x, query, bias))
+        assert all(not g.isnan().any() and not g.any() for g in grads), "gradients of nothing are not zero"
+        assert not any(tensor.any() for tensor in (user, maximum, newest)), "what is read from nothing is not zero"
+    x = torch.randn(20, 8, device=DEVICE, requires_grad=True)
+    off, history = offsets([20]), torch.zeros(1, dtype=torch.int64, device=DEVICE)
+    query = torch.randn(1, 2, 8, device=DEVICE, dtype=torch.bfloat16, requires_grad=True)
+    with torch.autocast(DEVICE.type, torch.bfloat16):
+        segmented_target_attention(x, off, query, bias, history, 3)[0].sum().backward()
+    assert (x.grad.dtype, query.grad.dtype) == (torch.float32, torch.bfloat16)
+    with torch.no_grad():
+        segmented_target_attention(x, off, query, bias, history, 3)
+    return {"ok": True}
+
+
+def check_large() -> dict:
+    """x past 2^31 elements: the last histories equal the same histories alone."""
+    U, L, D = 17_500, 1000, 128
+    x = torch.zeros(U * L, D, device=DEVICE, dtype=torch.bfloat16)
+    x[-4 * L :].normal_()
+    off, history = offsets(torch.full((U,), L)), torch.arange(U, device=DEVICE)
+    query = torch.randn(U, 2, D, device=DEVICE, dtype=torch.bfloat16) / D**0.5
+    bias = torch.zeros(2, device=DEVICE)
+    inputs = [tensor.requires_grad_() for tensor in (x, query, bias)]
+    pooled, _ = segmented_target_attention(x, off, query, bias, history, 10)
+    d_x, d_query, _ = torch.autograd.grad(pooled, inputs, torch.ones_like(pooled))
+    few = [x.detach()[-4 * L :].clone().requires_grad_(), query.detach()[-4:].clone().requires_grad_(), bias]
+    alone, _ = segmented_target_attention(few[0], offsets([L] * 4), few[1], bias, history[:4], 10)
+    d_few = torch.autograd.grad(alone, few, torch.ones_like(alone))
+    same = [
+        torch.equal(pooled[-400:], alone),
+        torch.equal(d_x[-4 * L :], d_few[0]),
+        torch.equal(d_query[-4:], d_few[1]),
+    ]
+    return {"ok": all(same), "elements": x.numel(), "pooled_dx_dquery": same}
+
+
+def milliseconds(work: Callable[[], object], repeats: int = 20) -> tuple[float, float]:
+    """Median and half the interquartile range."""
+    for _ in range(3 if CUDA else 1):
+        work()
+    times = []
+    for _ in range(repeats if CUDA else 3):
+        if CUDA:
+            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            torch.cuda.synchronize()
+            begin.record()
+            work()
+            end.record()
+            torch.cuda.synchronize()
+            times.append(begin.elapsed_time(end))
+        else:
+            begin_s = time.perf_counter()
+            work()
+            times.append((time.perf_counter() - begin_s) * 1e3)
+    times.sort()
+    n = len(times)
+    return times[n // 2], (times[(3 * n) // 4] - times[n // 4]) / 2
+
+
+def timed(work: Callable[[], object], floor_ms: float | None = None, **extra: object) -> dict:
+    if CUDA:
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+    ms, spread = milliseconds(work)
+    values: dict[str, object] = {"ms": ms, "spread": spread}
+    if floor_ms is not None:
+        values["of_floor"] = floor_ms / ms
+    if CUDA:
+        values["extra_MB"] = (torch.cuda.max_memory_allocated() - before) / 2**20
+    return {**values, **extra}
+
+
+class W1:
+    """The reference shape (reduced on a CPU), with its floors."""
+
+    def __init__(self, copy_bytes_per_ms: float, candidates: int = 1) -> None:
+        self.B, self.L = (2048, 1000) if CUDA else (64, 200)
+        self.D, self.H, self.width = 128, 2, 10
+        self.dtype = torch.bfloat16 if CUDA else torch.float32
+        U = self.B // candidates
+        torch.manual_seed(0)
+        self.x = torch.randn(U * self.L, self.D, device=DEVICE).to(self.dtype).requires_grad_()
+        self.query = (torch.randn(self.B, self.H, self.D, device=DEVICE) / self.D**0.5).to(self.dtype).requires_grad_()
+        self.bias = torch.full((self.H,), -2.3, device=DEVICE, requires_grad=True)
+        self.off = offsets(torch.full((U,), self.L))
+        self.history = torch.arange(self.B, device=DEVICE) % U
+        self.layout = segment_layout(self.off, self.history, self.width)
+        pooled, self.gate = self.implementation().forward(
+            self.x.detach(), self.query.detach(), self.bias.detach(), self.layout
+        )
+        self.upstream = torch.randn_like(pooled)
+        size_x, size_pooled = self.x.nbytes, pooled.nbytes
+        self.forward_floor = (size_x + size_pooled + self.gate.nbytes) / copy_bytes_per_ms
+        self.backward_floor = (2 * size_x + size_pooled + self.gate.nbytes) / copy_bytes_per_ms
+
+    def implementation(self):
+        if not CUDA:
+            return segmented_cpu
+        from laser.ops.segmented_attention import triton
+
+        return triton
+
+    def forward_backward(self) -> object:
+        pooled, _ = segmented_target_attention(self.x, self.off, self.query, self.bias, self.history, self.width)
+        return torch.autograd.grad(pooled, (self.x, self.query, self.bias), self.upstream)
+
+
+def copy_rate() -> float:
+    """Bytes read and written by a device copy, per millisecond."""
+    source = torch.empty(2**29 if CUDA else 2**24, dtype=torch.uint8, device=DEVICE)
+    target = torch.empty_like(source)
+    ms, _ = milliseconds(lambda: target.copy_(source))
+    return 2 * source.nbytes / ms
+
+
+def measure_segmented(report: Report, shape: W1, label: str) -> None:
+    x, query, bias, layout = shape.x.detach(), shape.query.detach(), shape.bias.detach(), shape.layout
+    ours = shape.implementation()
+    report.attempt(
+        f"STA {label} layout (offsets, one sync)",
+        lambda: timed(lambda: segment_layout(shape.off, shape.history, shape.width)),
+    )
+    report.attempt(
+        f"STA {label} forward, kernel on a known layout",
+        lambda: timed(lambda: ours.forward(x, query, bias, layout), shape.forward_floor),
+    )
+    report.attempt(
+        f"STA {label} forward, op on a known layout",
+        lambda: timed(lambda: attend(x, query, bias, layout), shape.forward_floor),
+    )
+    report.attempt(
+        f"STA {label} forward, public op",
+        lambda: timed(
+            lambda: segmented_target_attention(x, shape.off, query, bias, shape.history, shape.width),
+            shape.forward_floor,
+        ),
+    )
+    report.attempt(
+        f"STA {label} backward, kernels on a known layout",
+        lambda: timed(lambda: ours.backward(shape.upstream, x, query, shape.gate, layout), shape.backward_floor),
+    )
+    report.attempt(
+        f"STA {label} forward + backward, public op",
+        lambda: timed(shape.forward_backward, shape.forward_floor + shape.backward_floor),
+    )
+
+
+def sweep(report: Report, shape: W1) -> None:
+    from laser.ops.segmented_attention import triton as ours
+
+    x, query, bias, layout = shape.x.detach(), shape.query.detach(), shape.bias.detach(), shape.layout
+    for segments, warps, stages in FORWARD_CONFIGS:
+        config = {"BLOCK_D": 128, "BLOCK_S": segments, "STAGES": stages, "num_warps": warps}
+        report.attempt(
+            f"STA forward sweep S={segments} warps={warps} stages={stages}",
+            lambda config=config: timed(lambda: ours.forward(x, query, bias, layout, config), shape.forward_floor),
+        )
+    for events, warps in BACKWARD_CONFIGS:
+        config = {"BLOCK_D": 128, "BLOCK_E": events, "num_warps": warps}
+        report.attempt(
+            f"STA backward sweep E={events} warps={warps}",
+            lambda config=config: timed(
+                lambda: ours.backward(shape.upstream, x, query, shape.gate, layout, config), shape.backward_floor
+            ),
+        )
+
+
+def measure_others(report: Report, copy_bytes_per_ms: float) -> None:
+    B, N = (2048, 100) if CUDA else (64, 20)
+    dtype = torch.bfloat16 if CUDA else torch.float32
+    seg = torch.randn(B * N, 128, device=DEVICE).to(dtype).requires_grad_()
+    query = (torch.randn(B, 2, 128, device=DEVICE) / 11).to(dtype).requires_grad_()
+    seg_off = offsets(torch.full((B,), N))
+    read = seg.nbytes / copy_bytes_per_ms
+
+    def attention() -> Tensor:
+        return segment_softmax_attention(query, seg, seg_off)
+
+    def readout() -> Tensor:
+        maximum, newest = segment_readout(seg, seg_off, 4)
+        return torch.cat([maximum[:, None], newest], 1)
+
+    for name, op, inputs in (("target attention", attention, (query, seg)), ("segment readout", readout, (seg,))):
+        upstream = torch.randn_like(op())
+        report.attempt(f"{name} forward", lambda op=op: timed(torch.no_grad()(op), read))
+        report.attempt(
+            f"{name} forward + backward",
+            lambda op=op, inputs=inputs, upstream=upstream: timed(
+                lambda: torch.autograd.grad(op(), inputs, upstream), 3 * read
+            ),
+        )
+
+
+def measure_peers(report: Report, shape: W1) -> None:
+    """The same mathematics in plain PyTorch, and what others would run instead, on equal padded shapes."""
+    B, L, D, H, w = shape.B, shape.L, shape.D, shape.H, shape.width
+    x_BLD = shape.x.detach().view(B, L, D).requires_grad_()
+    query_BHD, bias_H = shape.query, shape.bias
+    key_weight = torch.randn(D, 32, device=DEVICE, dtype=shape.dtype) / D**0.5
+    value_weight = torch.randn(D, D, device=DEVICE, dtype=shape.dtype) / D**0.5
+    small_query = torch.randn(B, H, 16, device=DEVICE, dtype=shape.dtype, requires_grad=True)
+
+    def paper(x: Tensor, q: Tensor) -> Tensor:
+        key = (x @ key_weight).view(B, L // w, w, H, 16)
+        value = (x @ value_weight).view(B, L // w, w, H, D // H)
+        gate = torch.sigmoid((key * q[:, None, None]).sum(-1).float() / 4 + bias_H).to(value.dtype)
+        return (gate[..., None] * value).sum(2)
+
+    def absorbed(x: Tensor, q: Tensor) -> Tensor:
+        x = x.view(B, L // w, w, D)
+        gate = torch.sigmoid(torch.einsum("bnwd,bhd->bnwh", x, q).float() + bias_H).to(x.dtype)
+        return torch.einsum("bnwh,bnwd->bnhd", gate, x)
+
+    for name, form, q in (("paper form", paper, small_query), ("absorbed form", absorbed, query_BHD)):
+        for mode in ("eager", "compiled") if CUDA else ("eager",):
+            f = torch.compile(form) if mode == "compiled" else form
+            upstream = torch.randn_like(form(x_BLD, q).detach())
+            report.attempt(
+                f"{name}, {mode}, forward",
+                lambda f=f, q=q: timed(torch.no_grad()(lambda: f(x_BLD, q)), shape.forward_floor),
+            )
+            report.attempt(
+                f"{name}, {mode}, forward + backward",
+                lambda f=f, q=q, upstream=upstream: timed(
+                    lambda: torch.autograd.grad(f(x_BLD, q), (x_BLD, q), upstream),
+                    shape.forward_floor + shape.backward_floor,
+                ),
+            )
+    heads = x_BLD.detach().view(B, L, H, D // H).transpose(1, 2)
+    one = torch.randn(B, H, 1, D // H, device=DEVICE, dtype=shape.dtype)
+    report.attempt(
+        "SDPA, one target over L, K and V given, forward",
+        lambda: timed(lambda: F.scaled_dot_product_attention(one, heads, heads)),
+    )
+    report.attempt(
+        "SDPA, causal over L, q k v given, forward",
+        lambda: timed(lambda: F.scaled_dot_product_attention(heads, heads, heads, is_causal=True)),
+    )
+
+
+def correctness(report: Report) -> None:
+    for dtype, D, H, width in CASES:
+        name = f"{str(dtype).split('.')[1]} D={D} H={H}"
+        report.attempt(f"check STA {name} width={width}", lambda c=(dtype, D, H, width): check_segmented(*c))
+        report.attempt(f"check target attention {name}", lambda c=(dtype, D, H): check_target(*c))
+        report.attempt(f"check readout {name}", lambda c=(dtype, D, H): check_readout(*c))
+    report.attempt("check nothing, autocast, no_grad", check_empty)
+    if CUDA:
+        report.attempt("check past 2^31 elements", check_large)
+
+
+def measure(report: Report) -> None:
+    rate = copy_rate()
+    report.add("device copy", TB_per_s=rate / 1e9)
+    shape = W1(rate)
+    measure_segmented(report, shape, "W1")
+    if CUDA:
+        sweep(report, shape)
+    measure_segmented(report, W1(rate, candidates=8), "W1, 8 candidates a history")
+    measure_others(report, rate)
+    measure_peers(report, shape)
+    if not CUDA:
+        seg_off = offsets(torch.full((64,), 20))
+        seg = torch.randn(64 * 20, 128)
+        report.attempt("segment readout, tiles alone", lambda: timed(lambda: readout_cpu.forward(seg, seg_off, 4)))
+
+
+def write(report: Report, out: Path, machine: dict) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "ops.json").write_text(json.dumps({"machine": machine, "rows": report.rows}, indent=1))
+    lines = ["# Ops", "", ", ".join(f"{k} {v}" for k, v in machine.items()), "", "| what | result |", "|---|---|"]
+    for row in report.rows:
+        values = {k: v for k, v in row.items() if k != "what"}
+        shown = ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items())
+        lines.append(f"| {row['what']} | {shown} |")
+    (out / "ops.md").write_text("\n".join(lines) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("results"))
+    parser.add_argument("--seconds", type=float, default=170.0, help="start nothing new after this many seconds")
+    options = parser.parse_args()
+    machine = {
+        "device": torch.cuda.get_device_name() if CUDA else platform.processor() or "cpu",
+        "torch": torch.__version__,
+    }
+    if CUDA:
+        import triton
+
+        machine["triton"] = triton.__version__
+    print(machine, flush=True)
+    report = Report(options.seconds)
+    for part in (correctness, measure):
+        report.attempt(part.__name__, lambda part=part: part(report))
+    write(report, options.out, machine)
+    bad = [row["what"] for row in report.rows if "failed" in row or row.get("ok") is False]
+    print(f"{len(bad)} failed: {bad}" if bad else "all checks passed")
+
+
+if __name__ == "__main__":
+    main()
