@@ -15,7 +15,6 @@ import errno
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +39,28 @@ class Run:
         """Words [start, stop) as int64 [R, 2]: the word's bits, and both counts in one number."""
         counts_R = self.negatives_R[start:stop].astype(np.int64) << 32 | self.positives_R[start:stop]
         return np.stack([self.word_R[start:stop].view(np.int64), counts_R], axis=1)
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """A run in the files of a folder: ``length`` words from ``first`` on, read (not mapped) whenever asked for."""
+
+    folder: Path
+    first: int
+    length: int
+
+    def _read(self, name: str, start: int, stop: int) -> np.ndarray:
+        dtype = np.dtype(COLUMNS[name])
+        return np.fromfile(self.folder / name, dtype, stop - start, offset=(self.first + start) * dtype.itemsize)
+
+    @property
+    def word_R(self) -> np.ndarray:
+        """All words, read anew each time."""
+        return self._read("word", 0, self.length)
+
+    def cut(self, start: int, stop: int) -> np.ndarray:
+        """As ``Run.cut``."""
+        return Run(*(self._read(name, start, stop) for name in COLUMNS)).cut(0, stop - start)
 
 
 @dataclass
@@ -169,26 +190,26 @@ class SortedRuns:
             raise
         self.on_disk.append(len(run.word_R))
 
-    def runs(self) -> list[Run]:
-        """All runs; those on disk are mapped, not read."""
+    def runs(self) -> list[Run | StoredRun]:
+        """All runs; those on disk take no memory."""
         if self.folder is None:
-            return self.in_memory
-        paths = {name: Path(self.folder.name) / name for name in COLUMNS}
-        columns = [np.memmap(paths[name], dtype, "r") for name, dtype in COLUMNS.items()]
-        ends = np.cumsum([0, *self.on_disk])
-        return self.in_memory + [Run(*(c[a:b] for c in columns)) for a, b in pairwise(ends)]
+            return [*self.in_memory]
+        first = np.cumsum([0, *self.on_disk[:-1]]).tolist()
+        place = Path(self.folder.name)
+        return self.in_memory + [StoredRun(place, a, n) for a, n in zip(first, self.on_disk, strict=True)]
 
-    def splitters(self, runs: list[Run]) -> np.ndarray:
+    def splitters(self) -> np.ndarray:
         """Words that cut the rows of all ranks into ranges of at most ``4 * block_rows`` words, the same on every rank.
 
         Every ``stride``-th word of each run is a sample; between two samples that are ``each`` apart lie at most
         ``each * stride`` words, and ``stride`` more for each run.
         """
-        total = sum(len_[0] for len_ in gather(np.array([len(runs)])))
+        runs = self.runs()
+        total = int(np.sum(gather(np.array([len(runs)]))))
         half = 2 * self.block_rows
         stride = max(1, half // max(1, total))
         each = max(1, half // stride)
-        samples = [run.word_R[stride - 1 :: stride] for run in runs]
+        samples = [run.word_R[stride - 1 :: stride].copy() for run in runs]  # a view would keep the whole run
         mine_S = np.concatenate([np.zeros(0, np.uint64), *samples]).view(np.int64)
         sample_S = np.sort(np.concatenate(gather(mine_S)).view(np.uint64))
         return np.unique(sample_S[each::each])
@@ -199,9 +220,8 @@ class SortedRuns:
         Every rank must exhaust the iterator: each step is an exchange.
         """
         size = world()[1]
-        runs = self.runs()
-        splitter_S = self.splitters(runs)
-        cuts = [np.concatenate([[0], np.searchsorted(run.word_R, splitter_S), [len(run.word_R)]]) for run in runs]
+        runs, splitter_S = self.runs(), self.splitters()
+        cuts = [_cuts(run.word_R, splitter_S) for run in runs]
         per_rank = -(-(len(splitter_S) + 1) // size)
         nothing = np.zeros((0, 2), np.int64)
 
@@ -214,3 +234,7 @@ class SortedRuns:
 
         for step in range(per_rank):
             yield range_areas(np.concatenate(exchange([mine(q * per_rank + step) for q in range(size)])))
+
+
+def _cuts(word_R: np.ndarray, splitter_S: np.ndarray) -> np.ndarray:
+    return np.concatenate([[0], np.searchsorted(word_R, splitter_S), [len(word_R)]])
