@@ -86,3 +86,18 @@ def test_initial_bias_and_softmax_weights():
     assert gates.event_off_B1.tolist() == [0, 0, 7]
     for part in (gates.gate_EH[:2], gates.gate_EH[2:]):
         torch.testing.assert_close(part.sum(0), torch.ones(2))
+
+
+def test_gates_do_not_notice_autocast():
+    x_TD, off_U1, target_BD, history_of_B = inputs(LENGTHS, dtype=torch.float32)
+    sta = SegmentedTargetAttention(16)
+    exact = sta(x_TD, off_U1, target_BD, history_of_B, return_gates=True)[2]
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = sta(x_TD, off_U1, target_BD, history_of_B, return_gates=True)[2]
+    assert torch.equal(mixed.gate_EH, exact.gate_EH)
+
+
+def test_initial_projections_have_the_fans_of_the_whole_matrix():
+    heads = SegmentedTargetAttention(128).heads
+    for weight, fans in ((heads.query_HDQ, 128 + 32), (heads.key_HDQ, 128 + 32), (heads.value_HDV, 128 + 128)):
+        assert weight.std().item() == pytest.approx((2 / fans) ** 0.5, rel=0.03)

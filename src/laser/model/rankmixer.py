@@ -69,7 +69,8 @@ class SparseFeedForward(nn.Module):
 
     Two routers: in training one of them, chosen by a hash of the step, routes the whole step, so that both learn from
     the task (how the paper combines them is not published: our choice); evaluation uses the sparse one. An L1 term on
-    the sparse router's gates is scaled by a coefficient that moves by a factor of 1.2 a step, within bounds, towards the activity budget.
+    the sparse router's gates is scaled by a coefficient that moves by a factor of 1.2 a step, within bounds, towards
+    the activity budget.
 
     The coefficient's next move depends on ``activity_2``, the (active, all) gates of the last training step on this
     process; with several processes the trainer sums that buffer over them after each step.
