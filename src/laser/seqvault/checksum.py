@@ -38,13 +38,16 @@ def _instruction() -> str | None:
 if (INSTRUCTION := _instruction()) is not None:
 
     @intrinsic
-    def _step(_context: Any, _crc: Any, _word: Any) -> Any:
+    def _instruction_step(_context: Any, _crc: Any, _word: Any) -> Any:
         def generate(_target: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
             word = ir.IntType(64)
             function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(word, [word, word]), INSTRUCTION)
             return builder.call(function, arguments)
 
         return types.uint64(types.uint64, types.uint64), generate
+
+    # numba supplies the first argument, which a type checker cannot know.
+    _step: Any = _instruction_step
 
 else:
 

@@ -56,31 +56,31 @@ def place_of(slot: int, offset: int, words: int, count: int) -> Any:
 
 
 @kernel
-def slot_of(place: Any) -> int:
+def slot_of(place: Any) -> Any:
     """Segment slot of a place."""
     return np.int64(place >> np.uint64(51))
 
 
 @kernel
-def offset_of(place: Any) -> int:
+def offset_of(place: Any) -> Any:
     """Offset in words of a place."""
     return np.int64((place >> np.uint64(24)) & np.uint64(0x7FFFFFF))
 
 
 @kernel
-def words_of(place: Any) -> int:
+def words_of(place: Any) -> Any:
     """Words of the chunk at a place."""
     return np.int64((place >> np.uint64(10)) & np.uint64(0x3FFF))
 
 
 @kernel
-def count_of(place: Any) -> int:
+def count_of(place: Any) -> Any:
     """Events of the chunk at a place."""
     return np.int64(place & np.uint64(0x3FF))
 
 
 @kernel
-def find_row(table: np.ndarray, rows: np.ndarray, user: Any) -> int:
+def find_row(table: np.ndarray, rows: np.ndarray, user: Any) -> Any:
     """Row of a user; when unknown, minus 1 minus the slot of the table where it would go."""
     size = np.uint64(len(table))
     # The upper half of the product, times the size, picks a slot for any size: the table need not be a power of two.

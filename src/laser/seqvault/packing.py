@@ -43,7 +43,7 @@ def worst_chunk_words(events: int, columns: int) -> int:
 
 
 @kernel
-def bit_length(value: Any) -> int:
+def bit_length(value: Any) -> Any:
     """Bits needed for a uint64; 0 for 0."""
     length = 0
     for shift in (32, 16, 8, 4, 2, 1):

@@ -22,7 +22,7 @@ EMPTY, ORDERED, MIXED = 0, 1, 2
 
 
 @kernel
-def find_tail(slots: np.ndarray, user: Any) -> int:
+def find_tail(slots: np.ndarray, user: Any) -> Any:
     """Slot of a user, or of the empty slot where it would go."""
     slot = np.int64((user * GOLDEN) >> np.uint64(20)) & (len(slots) - 1)
     while slots[slot].state != EMPTY and slots[slot].user != user:

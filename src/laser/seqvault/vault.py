@@ -160,13 +160,18 @@ class SeqVault:
             self._require_open()
             index, files, layout = self._catalog.index, self._catalog.files, self.layout
             plan, mixed = make_plan(index, files, self._tail, ids, cut, wanted)
-            if len(mixed):
-                slow = read_mixed(index, files, self._tail, ids[mixed])
+            finish = read_mixed(index, files, self._tail, ids[mixed]) if len(mixed) else None
         found = execute(plan, layout, chosen)
-        if len(mixed):
-            sorted_ = slow(layout, chosen, None if cut is None else cut[mixed], wanted[mixed])
-            found = splice(found, mixed, sorted_)
-        return found
+        if finish is None:
+            return found
+        return splice(found, mixed, finish(layout, chosen, None if cut is None else cut[mixed], wanted[mixed]))
+
+    def users(self) -> np.ndarray:
+        """Ids of all users with at least one event, uint64, ascending."""
+        with self._lock:
+            self._require_open()
+            recent = self._tail.slots
+            return np.union1d(self._catalog.index.users, recent["user"][recent["count"] > 0])
 
     def append(self, users: Any, events: Mapping[str, Any]) -> None:
         """Add N events; they can be read at once, by this object, and by others after their ``refresh``.
