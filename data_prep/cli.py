@@ -31,18 +31,14 @@ def run(
     report = prepare(recipe, out, raw, memory, threads)
     rows = report["rows"]
     rejected = sum(rows["rejected"].values())
-    print(
-        f"{out}: {rows['read']:,} rows read, {rejected:,} rejected, {report['users']:,} users, {report['items']:,} items, {report['events']:,} events"
-    )
+    read = f"{rows['read']:,} rows read, {rejected:,} rejected"
+    print(f"{out}: {read}, {report['users']:,} users, {report['items']:,} items, {report['events']:,} events")
     for split, found in report["samples"].items():
-        length = found["history_length"]
-        print(
-            f"  {split:<5} {found['samples']:>12,} samples, label share {found['label_share']:.4f}, history p50 {length['p50']:,} max {length['max']:,}"
-        )
+        length = "history p50 {p50:,} max {max:,}".format(**found["history_length"])
+        print(f"  {split:<5} {found['samples']:>12,} samples, label share {found['label_share']:.4f}, {length}")
     checked = report["leakage_check"]
-    print(
-        f"  leakage check passed: {checked['samples_checked']:,} samples, {checked['histories_read_as_in_training']:,} of them read as training reads"
-    )
+    cuts = checked["histories_read_as_in_training"]
+    print(f"  leakage check passed: {checked['samples_checked']:,} samples, {cuts:,} of them read as training reads")
 
 
 def check(folder: Path) -> None:

@@ -11,6 +11,7 @@ from functools import reduce
 
 import ibis
 import ibis.expr.types as ir
+import pyarrow as pa
 
 from data_prep.intake import Intake, log_features, table_features
 from data_prep.recipe import FeatureMap, Recipe
@@ -82,7 +83,7 @@ def make_codes(con: ibis.BaseBackend, recipe: Recipe, intake: Intake) -> Codes:
     codes = Codes({}, {}, {})
     for table, members in groups.items():
         if bucketised := [name for name in members if features[name].buckets]:
-            _make_buckets(recipe, intake, codes, members, bucketised[0])
+            _make_buckets(con, recipe, intake, codes, members, bucketised[0])
             continue
         sources = [rows for name in members for rows in _sources(recipe, intake, name, features[name])]
         dictionary = _dictionary(con, table, sources, members)
@@ -107,8 +108,10 @@ def _sources(recipe: Recipe, intake: Intake, name: str, feature: FeatureMap) -> 
 def _dictionary(con: ibis.BaseBackend, table: str, sources: list[ir.Table], members: list[str]) -> ir.Table:
     kinds = [rows[RAW].type() for rows in sources]
     if any(kind.is_string() for kind in kinds) != all(kind.is_string() for kind in kinds):
+        seen = ", ".join(sorted({str(kind) for kind in kinds}))
         raise ValueError(
-            f"table {table!r} ({', '.join(members)}) mixes text and numbers ({', '.join(sorted({str(k) for k in kinds}))}); give their columns one type in `types` or by CAST"
+            f"table {table!r} ({', '.join(members)}) mixes text and numbers ({seen}); "
+            "give their columns one type in `types` or by CAST"
         )
     wanted = reduce(_wider, kinds)
     rows = (
@@ -124,8 +127,10 @@ def _wider(first: ibis.expr.datatypes.DataType, second: ibis.expr.datatypes.Data
     return ibis.expr.datatypes.highest_precedence([first, second])
 
 
-def _make_buckets(recipe: Recipe, intake: Intake, codes: Codes, members: list[str], name: str) -> None:
-    feature = all_features(recipe)[name]
+def _make_buckets(
+    con: ibis.BaseBackend, recipe: Recipe, intake: Intake, codes: Codes, members: list[str], name: str
+) -> None:
+    """Bounds from the item table, or from training rows, so that they tell nothing of later ones."""
     if len(members) > 1:
         raise ValueError(f"{', '.join(members)} share a table, but {name!r} is bucketised; give it a table of its own")
     if name in table_features(recipe):
@@ -136,14 +141,15 @@ def _make_buckets(recipe: Recipe, intake: Intake, codes: Codes, members: list[st
         rows = split.filter((split["split"] == "train").coalesce(False))
     else:
         raise ValueError(f"{name!r} has `buckets`; user and item ids cannot be bucketised")
+    buckets = all_features(recipe)[name].buckets
+    assert buckets is not None
     if not rows[f"${name}"].type().is_numeric():
         raise ValueError(f"feature {name!r} has `buckets` but type {rows[f'${name}'].type()}; expected a number")
-    shares = [i / feature.buckets for i in range(1, feature.buckets)]
     value = rows[f"${name}"].cast("float64")
-    found = (
-        rows.aggregate(**{f"q{i}": value.quantile(share) for i, share in enumerate(shares)}).to_pyarrow().to_pylist()[0]
-    )
-    bounds = sorted({bound for bound in found.values() if bound is not None})
+    inner = rows.aggregate(**{f"q{i}": value.quantile(i / buckets) for i in range(1, buckets)})
+    found = inner.to_pyarrow().to_pylist()[0].values()
+    bounds = sorted({bound for bound in found if bound is not None})
     codes.bounds[name] = bounds
     codes.cardinalities[name] = len(bounds) + 2
-    codes.dictionaries[name] = ibis.memtable({RAW: [float("-inf"), *bounds], CODE: list(range(1, len(bounds) + 2))})
+    lower = {RAW: [float("-inf"), *bounds], CODE: list(range(1, len(bounds) + 2))}
+    codes.dictionaries[name] = con.create_table(f"dictionary_{name}", pa.table(lower))

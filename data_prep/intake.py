@@ -14,9 +14,9 @@ import ibis.expr.types as ir
 
 from data_prep.expressions import add_columns, columns_of, sql_of
 from data_prep.recipe import FeatureMap, Recipe, Value
-from data_prep.sources import LOG_ROW, UNPARSED, read_source
+from data_prep.sources import CELL, LOG_ROW, UNPARSED, read_source
 
-REASON = "reason"
+REASON = "$reason"
 LOG_VALUES = "log_values"
 ACCEPTED = "accepted"
 
@@ -27,7 +27,7 @@ class Intake:
 
     log: ir.Table
     """All rows: source columns, ``log_row``, ``$user``, ``$item``, ``$timestamp``, ``$label``, one ``$name`` per other
-    feature, and ``reason``, null for rows that are fit."""
+    feature, and ``$reason``, null for rows that are fit."""
     accepted: ir.Table
     """Fit rows, with ``$target`` and ``$history`` (may it become a sample, an event) and ``$split`` if by value."""
     items: ir.Table | None
@@ -79,7 +79,7 @@ def accept(con: ibis.BaseBackend, recipe: Recipe, log: ir.Table) -> ir.Table:
     conditions = {"$target": recipe.target.where or "true", "$history": recipe.history.where or "true"}
     if recipe.split.by_value:
         conditions["$split"] = sql_of(recipe.split.by_value)
-    flagged = add_columns(fit.drop(UNPARSED, REASON), conditions)
+    flagged = add_columns(fit.drop(UNPARSED, CELL, REASON), conditions)
     flags = {name: flagged[name].cast("boolean").coalesce(False) for name in ("$target", "$history")}
     return con.create_table(ACCEPTED, flagged.mutate(**flags))
 
@@ -144,7 +144,8 @@ def _check_types(table: ir.Table) -> None:
         example = table.select("$timestamp").limit(1).to_pyarrow()["$timestamp"].to_pylist()
         seen = f" such as {str(example[0])!r}" if example else ""
         raise ValueError(
-            f"the timestamp has type {found}{seen}; expected whole numbers, so convert it in the recipe, for example with expression: epoch(CAST(column AS TIMESTAMP))"
+            f"the timestamp has type {found}{seen}; expected whole numbers, so convert it in the recipe, "
+            "for example with expression: epoch(CAST(column AS TIMESTAMP))"
         )
     if not ((found := table["$label"].type()).is_numeric() or found.is_boolean()):
         raise ValueError(f"the label has type {found}; expected 0 and 1 or a condition such as rating >= 4")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -69,11 +70,9 @@ def check_prepared(
     _check_splits(samples, schema, report["split"], found)
     _check_histories(folder, samples, schema, found, advance)
     for split in SPLITS:
-        wanted = report["samples"][split]["with_own_event"]
-        found.add(
-            found.own_events[split] < wanted,
-            f"{wanted - found.own_events[split]} {split} samples lack their own event at their own time in the history: events were moved in time or lost",
-        )
+        lacking = report["samples"][split]["with_own_event"] - found.own_events[split]
+        moved = f"{lacking} {split} samples lack their own event at their own time: it was moved in time or lost"
+        found.add(lacking > 0, moved)
     return found
 
 
@@ -147,7 +146,8 @@ def _check_splits(samples: ir.Table, schema: Schema, split: dict[str, Any], foun
             found.add(crossed > 0, f"{earlier} samples lie after {later} samples {whose}")
     keys = samples.group_by(user, item, time).agg(splits=samples["split"].nunique())
     repeated = _count(keys.filter(keys["splits"] > 1))
-    found.add(repeated > 0, f"{repeated} samples (same user, item and time) stand in two splits")
+    cure = "let `target.where` keep one, such as row_number() OVER (PARTITION BY user, item, time ORDER BY log_row) = 1"
+    found.add(repeated > 0, f"{repeated} samples (same user, item and time) stand in two splits: {cure}")
 
 
 def _check_histories(
@@ -162,7 +162,7 @@ def _check_histories(
             split = np.asarray(batch.column("split").to_pylist())
             edges = np.flatnonzero(np.diff(user)) + 1
             starts = np.concatenate([[0], edges[USERS_AT_ONCE - 1 :: USERS_AT_ONCE], [len(user)]])
-            for start, stop in zip(starts[:-1], starts[1:]):
+            for start, stop in pairwise(starts):
                 piece = slice(int(start), int(stop))
                 rows = _Rows(
                     user[piece], _numbers(batch, columns[1])[piece], _numbers(batch, columns[2])[piece], split[piece]

@@ -20,7 +20,8 @@ from data_prep.items import write_items
 from data_prep.layout import make_schema
 from data_prep.leakage import Findings, check_prepared
 from data_prep.progress import Stages
-from data_prep.recipe import Recipe, load_recipe
+from data_prep.recipe import Recipe
+from data_prep.recipe_file import load_recipe
 from data_prep.rejection import Judgement, judge, write_rejected
 from data_prep.sources import resolve_raw
 from data_prep.staging import staged
@@ -130,13 +131,11 @@ def plain_errors(out: Path) -> Iterator[None]:
         first = " ".join(str(error).split("\n")[0].split()).rstrip(".")
         full = isinstance(error, OSError) and error.errno in FULL
         if full or any(words in first.lower() for words in FULL_WORDS):
-            raise ValueError(
-                f"the disk of {out} is full or over its quota ({first}); nothing was changed, so free space and run again"
-            ) from error
+            cure = "nothing was changed, so free space and run again"
+            raise ValueError(f"the disk of {out} is full or over its quota ({first}); {cure}") from error
         if isinstance(error, duckdb.Error):
-            raise ValueError(
-                f"the engine refused the data or the recipe: {first}; check the files, columns and expressions named there"
-            ) from error
+            cure = "check the files, columns and expressions named there"
+            raise ValueError(f"the engine refused the data or the recipe: {first}; {cure}") from error
         if isinstance(error, pa.ArrowException):
             raise ValueError(f"a file could not be read or written: {first}") from error
         raise

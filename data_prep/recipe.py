@@ -1,24 +1,20 @@
 """The recipe of a data set: which files there are and how their columns become features.
 
-A recipe is a YAML file (``conf/prep/*.yaml``) read into the dataclasses below. Unknown keys and wrong types fail with
-the place in the file. Wherever a value comes from a column, ``expression`` may stand instead of ``column``: SQL in
-DuckDB's dialect over the source's columns, translated to the engine in use.
+A recipe is a YAML file (``conf/prep/*.yaml``) that ``data_prep.recipe_file`` reads into the dataclasses below.
+Wherever a value comes from a column, ``expression`` may stand instead of ``column``: SQL in DuckDB's dialect over the source's
+columns, translated to the engine in use.
 """
 
 from __future__ import annotations
 
-import difflib
-import types
-import typing
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
-from pathlib import Path
-from typing import Any, Literal
-
-import yaml
+from dataclasses import dataclass, field, fields
+from typing import Literal
 
 from laser.schema import TIMESTAMP_UNITS
 
 SPLITS = ("train", "val", "test")
+RESERVED = ("user", "item", "timestamp", "label", "target", "history", "split", "row", "raw", "place", "log_row")
+"""Names with a meaning of their own, in any case of letters."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +24,7 @@ class Source:
     files: list[str]
     """Paths or globs below the raw folder; a single string is a list of one. Files are read in sorted order."""
     format: Literal["auto", "parquet", "csv", "tsv"] = "auto"
-    """``auto`` goes by the suffix of the first file: .parquet, .tsv, anything else is CSV. Compressed text is read too."""
+    """``auto`` goes by the suffix of the first file: .parquet, .tsv, anything else CSV. Text may be compressed."""
     types: dict[str, str] = field(default_factory=dict)
     """Type of each text column that the recipe uses: string, int64, float64. Required for CSV and TSV, where a cell
     that does not parse rejects its row; not for Parquet, which knows its types."""
@@ -238,6 +234,10 @@ class Recipe:
                     )
         if stray := sorted(set(self.names) - {"user", "item", "timestamp", "label"}):
             raise ValueError(f"`names` renames {stray[0]!r}; only user, item, timestamp and label can be renamed")
+        renamed = [name for part, name in self.names.items() if name != part]
+        for name in [*self.item_side, *self.event_side, *self.context, *renamed]:
+            if name.lower() in RESERVED:
+                raise ValueError(f"the feature name {name!r} is reserved; choose another")
         from_table = [name for name, feature in self.item_side.items() if not feature.from_log]
         if from_table and self.item_table is None:
             raise ValueError(f"`item_side.{from_table[0]}` needs an `item_table`, or `from_log: true`")
@@ -246,74 +246,3 @@ class Recipe:
     def name_of(self, part: str) -> str:
         """Name that ``user``, ``item``, ``timestamp`` or ``label`` bears in the prepared data set."""
         return self.names.get(part, part)
-
-
-def load_recipe(path: Path) -> Recipe:
-    """Read a recipe.
-
-    Raises:
-        ValueError: when the file is missing, is not YAML, or has an unknown, missing or mistyped key.
-    """
-    try:
-        data = yaml.safe_load(path.read_text())
-    except FileNotFoundError:
-        raise ValueError(f"no recipe at {path}; give a YAML file such as conf/prep/movielens_small.yaml") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"recipe {path} cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise ValueError(f"recipe {path} is not YAML: {' '.join(str(error).split())}") from None
-    return build(Recipe, data, str(path))
-
-
-def build(kind: Any, data: Any, where: str) -> Any:
-    """Turn plain YAML data into ``kind`` (a dataclass or a type hint), naming ``where`` in every complaint."""
-    if is_dataclass(kind):
-        return _build_dataclass(kind, data, where)
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (types.UnionType, typing.Union):
-        rest = [a for a in arguments if a is not type(None)]
-        return None if data is None and len(rest) < len(arguments) else build(rest[0], data, where)
-    if origin is list:
-        values = data if isinstance(data, list) else [data]
-        return [build(arguments[0], value, f"{where}[{i}]") for i, value in enumerate(values)]
-    if origin is dict:
-        if not isinstance(data, dict):
-            raise ValueError(f"{where} is {data!r}; expected a mapping of names")
-        return {str(name): build(arguments[1], value, f"{where}.{name}") for name, value in data.items()}
-    if origin is Literal:
-        if data not in arguments:
-            raise ValueError(f"{where} is {data!r}; expected one of {', '.join(map(str, arguments))}")
-        return data
-    return _build_scalar(kind, data, where)
-
-
-def _build_scalar(kind: type, data: Any, where: str) -> Any:
-    if kind is str and isinstance(data, (str, int, float)) and not isinstance(data, bool):
-        return str(data)
-    if kind is float and isinstance(data, (int, float)) and not isinstance(data, bool):
-        return float(data)
-    if isinstance(data, kind) and (kind is bool or not isinstance(data, bool)):
-        return data
-    raise ValueError(f"{where} is {data!r}; expected a value of type {kind.__name__}")
-
-
-def _build_dataclass(kind: Any, data: Any, where: str) -> Any:
-    hints = typing.get_type_hints(kind)
-    if not isinstance(data, dict):
-        raise ValueError(f"{where} is {data!r}; expected keys of {', '.join(hints)}")
-    for key in data:
-        if key not in hints:
-            near = difflib.get_close_matches(str(key), hints, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known keys are {', '.join(hints)}"
-            raise ValueError(f"{where} has the unknown key {key!r}; {hint}")
-    needed = [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING]
-    if absent := [name for name in needed if name not in data]:
-        raise ValueError(f"{where} lacks the key {absent[0]!r}; it needs {', '.join(needed)}")
-    values = {
-        key: build(hints[key], value, f"{where}: {key}" if kind is Recipe else f"{where}.{key}")
-        for key, value in data.items()
-    }
-    try:
-        return kind(**values)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None

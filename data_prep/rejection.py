@@ -10,7 +10,7 @@ import ibis.expr.types as ir
 import pyarrow.parquet as pq
 
 from data_prep.intake import REASON
-from data_prep.sources import LOG_ROW, UNPARSED
+from data_prep.sources import CELL, LOG_ROW
 
 
 @dataclass(frozen=True)
@@ -40,28 +40,29 @@ def judge(log: ir.Table, max_rejected: float) -> Judgement:
     unfit = sorted((c for c in counts if c[REASON] is not None), key=lambda c: (-c["rows"], c[REASON]))
     found = Judgement(total, {c[REASON]: c["rows"] for c in unfit})
     if found.refused > max_rejected * total:
-        raise ValueError(
-            f"{found.refused} of {total} rows are unfit ({found.refused / total:.2%}), above max_rejected {max_rejected:g}; "
-            f"most often: {unfit[0][REASON]}, first at {_example(log, unfit[0][REASON])}; correct the log or raise max_rejected in the recipe"
-        )
+        reason = unfit[0][REASON]
+        share = f"{found.refused} of {total} rows are unfit ({found.refused / total:.2%}), above max_rejected"
+        cure = "correct the log or raise max_rejected in the recipe"
+        raise ValueError(f"{share} {max_rejected:g}; most often: {reason}, first at {_example(log, reason)}; {cure}")
     return found
 
 
 def _example(log: ir.Table, reason: str) -> str:
     row: dict[str, Any] = log.filter(log[REASON] == reason).order_by(LOG_ROW).limit(1).to_pyarrow().to_pylist()[0]
-    shown = {
-        name.removeprefix("$"): value
-        for name, value in row.items()
-        if name in ("$user", "$item", "$timestamp", "$label")
-    }
-    return f"log row {row[LOG_ROW]} ({', '.join(f'{name}={value}' for name, value in shown.items())})"
+    shown = {name.removeprefix("$"): row[name] for name in ("$user", "$item", "$timestamp", "$label")}
+    if row[CELL] is not None:
+        shown["cell"] = row[CELL]
+    return f"log row {row[LOG_ROW]} ({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
 
 def write_rejected(folder: Path, log: ir.Table) -> None:
-    """Write ``rejected/part-00000.parquet``: the rows as read, in log order, with ``reason``; also when there are none."""
+    """Write ``rejected/part-00000.parquet``, also when no row was rejected.
+
+    Columns: the source's as they were parsed, ``log_row``, ``reason``, and ``cell``, the text that did not parse.
+    """
     folder.mkdir()
-    source = [name for name in log.columns if not name.startswith("$") and name != UNPARSED]
-    rows = log.filter(log[REASON].notnull()).order_by(LOG_ROW).select(*source)
+    source = [name for name in log.columns if not name.startswith("$")]
+    rows = log.filter(log[REASON].notnull()).order_by(LOG_ROW).select(*source, reason=log[REASON], cell=log[CELL])
     with pq.ParquetWriter(folder / "part-00000.parquet", rows.schema().to_pyarrow(), compression="zstd") as writer:
         for batch in rows.to_pyarrow_batches():
             writer.write_batch(batch)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from functools import reduce
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import ibis
 import ibis.expr.types as ir
@@ -17,8 +17,10 @@ from data_prep.recipe import Source
 TYPES = ("string", "int64", "float64")
 LOG_ROW = "log_row"
 """Column with a row's position in the log: files in sorted order, rows in file order."""
-UNPARSED = "unparsed"
+UNPARSED = "$unparsed"
 """Column that says which cell of a text row does not fit its type; null when all do."""
+CELL = "$cell"
+"""Column with the text of that cell."""
 WHOLE_NUMBER = r"^\s*[+-]?[0-9]+(\.0*)?\s*$"
 
 
@@ -91,7 +93,7 @@ def _read_parquet(con: ibis.BaseBackend, files: list[Path], used: set[str]) -> i
             raise ValueError(f"{path} cannot be read as Parquet ({_first(error)}); fetch or write it again") from None
         _require(used, names, path)
     table = con.read_parquet([os.fspath(path) for path in files])
-    return table.select(*sorted(used)).mutate(**{UNPARSED: ibis.null("string")})
+    return table.select(*sorted(used)).mutate(**{UNPARSED: ibis.null("string"), CELL: ibis.null("string")})
 
 
 def _read_text(con: ibis.BaseBackend, source: Source, files: list[Path], used: set[str], what: str) -> ir.Table:
@@ -101,7 +103,7 @@ def _read_text(con: ibis.BaseBackend, source: Source, files: list[Path], used: s
         raise ValueError(
             f"{what} is text and column {untyped[0]!r} has no type; add it to `types`: one of {', '.join(TYPES)}"
         )
-    options = {
+    options: dict[str, Any] = {
         "delim": source.delimiter or ("\t" if _format(source, files[0]) == "tsv" else ","),
         "quote": source.quote,
         "escape": source.quote,
@@ -117,8 +119,8 @@ def _read_text(con: ibis.BaseBackend, source: Source, files: list[Path], used: s
 
 
 def _parse(text: ir.Table, types: dict[str, str]) -> ir.Table:
-    """Cells as numbers; the first cell of a row that is no number is told in ``unparsed``."""
-    parsed, complaints = {}, []
+    """Cells as numbers, and of each row the first cell that is none."""
+    parsed, complaints, cells = {}, [ibis.null("string")], [ibis.null("string")]
     for name, kind in types.items():
         cell = text[name].nullif("")
         if kind == "string":
@@ -131,8 +133,8 @@ def _parse(text: ir.Table, types: dict[str, str]) -> ir.Table:
         wanted = "a whole number" if kind == "int64" else "a number"
         bad = cell.notnull() & number.isnull()
         complaints.append(bad.ifelse(ibis.literal(f"column {name} is not {wanted}"), ibis.null("string")))
-    unparsed = reduce(lambda first, second: first.coalesce(second), complaints) if complaints else ibis.null("string")
-    return text.select(**parsed, **{UNPARSED: unparsed})
+        cells.append(bad.ifelse(cell, ibis.null("string")))
+    return text.select(**parsed, **{UNPARSED: ibis.coalesce(*complaints), CELL: ibis.coalesce(*cells)})
 
 
 def _require(used: set[str], names: list[str] | tuple[str, ...], path: Path) -> None:

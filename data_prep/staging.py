@@ -27,7 +27,7 @@ def staged(out: Path) -> Iterator[Path]:
     """A fresh folder that replaces ``out`` when the block ends well, and vanishes when it does not.
 
     Raises:
-        ValueError: when ``out`` holds something other than a prepared data set, or is being prepared by another process.
+        ValueError: when ``out`` holds something other than a prepared data set, or another process is preparing it.
     """
     out = Path(os.path.abspath(out))
     _refuse_foreign(out)

@@ -17,7 +17,7 @@ from data_prep.intake import Intake
 from data_prep.recipe import SPLITS, Recipe
 from data_prep.sources import LOG_ROW
 from data_prep.splits import with_split
-from laser.schema import Schema, names
+from laser.schema import Kind, Schema, names
 from laser.seqvault import SeqVault
 
 BATCH_ROWS = 1_000_000
@@ -77,7 +77,7 @@ def write_vault(path: Path, schema: Schema, coded: Coded, advance: Advance) -> N
 
 def write_samples(folder: Path, schema: Schema, coded: Coded, advance: Advance) -> None:
     """Write each split's samples in the order of (timestamp, log row), ``row`` counting from 0."""
-    kept = (schema.user, schema.item, schema.timestamp, schema.label, *schema.of_kind("context"))
+    kept = (schema.user, schema.item, schema.timestamp, schema.label, *schema.of_kind(Kind.CONTEXT))
     for split in SPLITS:
         target = folder / split
         target.mkdir(parents=True)
