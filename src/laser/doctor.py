@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import platform
 import sys
 import tempfile
@@ -39,6 +40,7 @@ def examine() -> int:
     Returns:
         0 when all is well, 2 otherwise.
     """
+    logging.getLogger("torch.fx").setLevel(logging.ERROR)
     findings = [*versions()]
     for finding in findings:
         print(finding)

@@ -14,11 +14,7 @@ crash at any time leaves the previous one whole.
 
 from __future__ import annotations
 
-import ctypes
-import io
 import json
-import os
-import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -28,13 +24,14 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import Metadata
 
+from laser.train.checkpoint_files import TensorReader, replace_directory, sync
 from laser.train.optim import SparseDenseOptimizer, dense_parameters, fused_state
 from laser.train.sharding import sharded_collections
 
 FORMAT = 1
-FACTS, TRAINER, INDEX = "facts.json", "trainer.pt", ".metadata"
+FACTS, TRAINER = "facts.json", "trainer.pt"
 
 
 def live_tensors(model: nn.Module, optimizer: SparseDenseOptimizer | None) -> dict[str, Any]:
@@ -73,8 +70,8 @@ def save(path: Path | str, tensors: dict[str, Any], trainer_state: dict[str, Any
         torch.save(trainer_state, temporary / TRAINER)
         (temporary / FACTS).write_text(json.dumps({"format": FORMAT, **facts}, indent=1))
         for name in (TRAINER, FACTS):
-            _sync(temporary / name)
-        _sync(temporary)
+            sync(temporary / name)
+        sync(temporary)
         replace_directory(temporary, path)
 
     try:
@@ -82,7 +79,10 @@ def save(path: Path | str, tensors: dict[str, Any], trainer_state: dict[str, Any
         dcp.save(tensors, storage_writer=dcp.FileSystemWriter(temporary))
         _on_first_rank(finish)
     except (OSError, dcp.api.CheckpointException) as error:
-        raise ValueError(f"could not write checkpoint {path} ({error}); the previous one, if any, is untouched: make room and start again from it") from error
+        raise ValueError(
+            f"could not write checkpoint {path} ({error}); the previous one, if any, is untouched: make room and "
+            "start again from it"
+        ) from error
 
 
 def load(path: Path | str, tensors: dict[str, Any], facts: dict[str, Any], *, training: bool) -> dict[str, Any]:
@@ -118,9 +118,14 @@ def read_facts(path: Path | str) -> dict[str, Any]:
     try:
         facts = json.loads((Path(path) / FACTS).read_text())
     except (OSError, json.JSONDecodeError):
-        raise ValueError(f"no checkpoint at {path}; give a folder such as runs/demo/checkpoints/best.ckpt that laser fit wrote") from None
+        raise ValueError(
+            f"no checkpoint at {path}; give a folder such as runs/demo/checkpoints/best.ckpt that laser fit wrote"
+        ) from None
     if facts.get("format") != FORMAT:
-        raise ValueError(f"checkpoint {path} has format {facts.get('format')}, this release reads format {FORMAT}; use the release that wrote it")
+        raise ValueError(
+            f"checkpoint {path} has format {facts.get('format')}, this release reads format {FORMAT}; use the release "
+            "that wrote it"
+        )
     return facts
 
 
@@ -128,11 +133,14 @@ def _check_facts(path: Path, facts: dict[str, Any], training: bool) -> None:
     saved = read_facts(path)
     if saved["schema"] != facts["schema"]:
         raise ValueError(
-            f"checkpoint {path} was trained on data set {saved['data_set']!r} with schema {saved['schema']}, but the recipe's data set {facts['data_set']!r} has schema {facts['schema']}; their ids differ, so train again or give the data set that it was trained on"
+            f"checkpoint {path} was trained on data set {saved['data_set']!r} with schema {saved['schema']}, but the "
+            f"recipe's data set {facts['data_set']!r} has schema {facts['schema']}; their ids differ, so train again "
+            "or give the data set that it was trained on"
         )
     if training and saved["table_optimizer"] != facts["table_optimizer"]:
         raise ValueError(
-            f"checkpoint {path} holds {saved['table_optimizer']} state of the tables, but model.table_optimizer.name is {facts['table_optimizer']}; set it to {saved['table_optimizer']} to resume"
+            f"checkpoint {path} holds {saved['table_optimizer']} state of the tables, but model.table_optimizer.name "
+            f"is {facts['table_optimizer']}; set it to {saved['table_optimizer']} to resume"
         )
 
 
@@ -140,88 +148,16 @@ def _check_shapes(path: Path, wanted: dict[str, Any], index: Metadata) -> None:
     saved = index.state_dict_metadata
     for name, tensor in wanted.items():
         if name not in saved:
-            raise ValueError(f"checkpoint {path} has no tensor {name}; give the network options of model.network that it was trained with")
+            raise ValueError(
+                f"checkpoint {path} has no tensor {name}; give the network options of model.network that it was "
+                "trained with"
+            )
         size = saved[name].size  # type: ignore[union-attr]
         if size != tensor.size():
             raise ValueError(
-                f"tensor {name} is {tuple(size)} in checkpoint {path} but {tuple(tensor.size())} in this recipe; give the network options of model.network that it was trained with"
+                f"tensor {name} is {tuple(size)} in checkpoint {path} but {tuple(tensor.size())} in this recipe; give "
+                "the network options of model.network that it was trained with"
             )
-
-
-class TensorReader(dcp.FileSystemReader):
-    """Reads tensors and nothing else: no type outside of the index format is ever constructed."""
-
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        """The index of the checkpoint.
-
-        Raises:
-            ValueError: when it is damaged or names a type that does not belong there.
-        """
-        try:
-            metadata = IndexUnpickler(io.BytesIO((Path(self.path) / INDEX).read_bytes())).load()
-            assert all(isinstance(entry, TensorStorageMetadata) for entry in metadata.state_dict_metadata.values())
-        except Exception as error:
-            raise ValueError(f"checkpoint {self.path} has a damaged index ({error}); use another checkpoint") from error
-        metadata.storage_meta = metadata.storage_meta or StorageMeta()
-        metadata.storage_meta.load_id = self.load_id
-        return metadata
-
-
-class IndexUnpickler(pickle.Unpickler):
-    """Unpickler with a closed list of types."""
-
-    allowed = frozenset(
-        {
-            ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
-            ("torch.serialization", "_get_layout"),
-            ("torch", "Size"),
-            ("pathlib", "PosixPath"),
-            *(
-                ("torch.distributed.checkpoint.metadata", name)
-                for name in (
-                    "Metadata", "MetadataIndex", "TensorStorageMetadata", "ChunkStorageMetadata", "TensorProperties",
-                    "StorageMeta", "_MEM_FORMAT_ENCODING",
-                )
-            ),
-        }
-    )  # fmt: skip
-
-    def find_class(self, module: str, name: str) -> Any:
-        """A type of the index format, or a refusal."""
-        if (module, name) in self.allowed or (module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)):
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"type {module}.{name} is not allowed")
-
-
-def replace_directory(new: Path, old: Path) -> None:
-    """Put directory ``new`` in the place of ``old``, which then is gone; at no time is there nothing under that name."""
-    if not old.exists():
-        new.rename(old)
-    else:
-        _exchange(new, old)
-        shutil.rmtree(new)
-    _sync(old.parent)
-
-
-def _exchange(a: Path, b: Path) -> None:
-    rename_exchange, at_current_directory = 2, -100
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.renameat2(at_current_directory, os.fsencode(a), at_current_directory, os.fsencode(b), rename_exchange) == 0:
-        return
-    # File systems without the exchange (NFS, some overlays) get two renames.
-    aside = b.with_name(f"{b.name}.old")
-    shutil.rmtree(aside, ignore_errors=True)
-    b.rename(aside)
-    a.rename(b)
-    aside.rename(a)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _on_first_rank(action: Callable[[], None]) -> None:

@@ -8,13 +8,15 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
-from laser.train.callbacks import PredictionWriter, RunRecord, SamplesProgressBar, Throughput
+from laser.train.callbacks import RunRecord, Throughput
 from laser.train.checkpoint import read_facts
 from laser.train.datamodule import CTRDataModule
 from laser.train.module import CTRModule
+from laser.train.predictions import PredictionWriter
+from laser.train.progress import SamplesProgressBar
 from laser.train.strategy import TorchRecStrategy
 
 CHECKPOINTS = "checkpoints"
@@ -34,7 +36,9 @@ class SaveRecipe(SaveConfigCallback):
 class LaserCLI(LightningCLI):
     """One run folder, one seed, and the checkpoint of that run unless another is named."""
 
-    def setup_parser(self, add_subcommands: bool, main_kwargs: dict[str, Any], subparser_kwargs: dict[str, Any]) -> None:
+    def setup_parser(
+        self, add_subcommands: bool, main_kwargs: dict[str, Any], subparser_kwargs: dict[str, Any]
+    ) -> None:
         """Build the parsers."""
         super().setup_parser(add_subcommands, main_kwargs, subparser_kwargs)
         self._subcommand_parsers["predict"].set_defaults({"return_predictions": False})
@@ -46,6 +50,7 @@ class LaserCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Resolve everything that lies in the run's folder."""
+        assert self.subcommand is not None
         config = self.config[self.subcommand]
         run = Path(config.trainer.default_root_dir or "runs/run")
         config.trainer.default_root_dir = str(run)
@@ -55,9 +60,10 @@ class LaserCLI(LightningCLI):
             _place_in_run(config.trainer, run, first_step)
         else:
             config.trainer.logger = False  # logs tell of training; an evaluation writes its own files
-        self.trainer_defaults["callbacks"] = [Throughput(), PredictionWriter(), RunRecord()]
+        callbacks: list[Callback] = [Throughput(), PredictionWriter(), RunRecord()]
         if config.trainer.enable_progress_bar is not False:
-            self.trainer_defaults["callbacks"].append(SamplesProgressBar())
+            callbacks.append(SamplesProgressBar())
+        self.trainer_defaults["callbacks"] = callbacks
 
 
 def _seed(seed: bool | int) -> int:
@@ -105,6 +111,8 @@ def run_training(arguments: list[str]) -> None:
         argparse.ArgumentError: for options that are unknown or of the wrong type.
     """
     _quieten()
+    # Errors are ours to report, and an abbreviated option would hide a misspelt one.
+    strict = {"exit_on_error": False, "allow_abbrev": False}
     LaserCLI(
         CTRModule,
         CTRDataModule,
@@ -114,10 +122,11 @@ def run_training(arguments: list[str]) -> None:
             "strategy": "torchrec",
             "use_distributed_sampler": False,
             "num_sanity_val_steps": 0,
+            "enable_model_summary": False,  # it would count this process's shards only
             "default_root_dir": "runs/run",
         },
         seed_everything_default=0,
-        parser_kwargs={"exit_on_error": False, **{verb: {"exit_on_error": False} for verb in LaserCLI.subcommands()}},
+        parser_kwargs={**strict, **dict.fromkeys(LaserCLI.subcommands(), strict)},
         args=arguments,
         auto_configure_optimizers=False,
         load_from_checkpoint_support=False,

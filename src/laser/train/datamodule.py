@@ -42,7 +42,10 @@ class CTRDataModule(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         if batch_size < 1 or (evaluation_batch_size is not None and evaluation_batch_size < 1):
-            raise ValueError(f"data.batch_size is {batch_size} and data.evaluation_batch_size {evaluation_batch_size}; both must be at least 1")
+            raise ValueError(
+                f"data.batch_size is {batch_size} and data.evaluation_batch_size {evaluation_batch_size}; both must "
+                "be at least 1"
+            )
         self.path = Path(path)
         self.batch_size = batch_size
         self.max_history = max_history

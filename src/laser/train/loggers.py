@@ -29,7 +29,7 @@ class CSVLog(CSVLogger):
     @property
     def experiment(self) -> Any:
         """The writer of ``metrics.csv``."""
-        if self._experiment is None and rank_zero_only.rank == 0:
+        if self._experiment is None and getattr(rank_zero_only, "rank", 0) == 0:
             path = Path(self.log_dir) / ExperimentWriter.NAME_METRICS_FILE
             kept = self._rows_to_keep(path)
             path.unlink(missing_ok=True)  # Lightning warns of a folder that is not empty only because of this file

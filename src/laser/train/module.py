@@ -72,7 +72,10 @@ class CTRModule(pl.LightningModule):
         if hasattr(self, "network"):
             return
         if not hasattr(self.trainer.strategy, "sharding"):
-            raise ValueError(f"trainer.strategy is {type(self.trainer.strategy).__name__}, which does not shard embedding tables; set it to torchrec")
+            raise ValueError(
+                f"trainer.strategy is {type(self.trainer.strategy).__name__}, which does not shard embedding tables; "
+                "set it to torchrec"
+            )
         # Drawn on the CPU, so that a GPU run starts from the same weights.
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             torch.manual_seed(self.seed)
@@ -108,10 +111,6 @@ class CTRModule(pl.LightningModule):
         """Restore the metrics of the latest validation."""
         self.validation = checkpoint["validation"]
 
-    def on_train_epoch_start(self) -> None:
-        """Tell the loader which epoch's order to use."""
-        self.trainer.train_dataloader.set_epoch(self.current_epoch)  # type: ignore[union-attr]
-
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of this process's share of the batch; see ``local_loss``."""
         output = self.network(batch)
@@ -132,8 +131,8 @@ class CTRModule(pl.LightningModule):
         output = self.network(batch, return_gates=True)
         self.metrics.update(output.logit_B, batch.label_B, batch.user_B)
         if output.gates is not None and len(batch):
-            width: Any = self.network.sta.segment_width
-            self.gates.update(output.gates.gate_EH, output.gates.event_off_B1, width)
+            attention: Any = self.network.sta
+            self.gates.update(output.gates.gate_EH, output.gates.event_off_B1, attention.segment_width)
         return prediction_columns(batch, output.logit_B)
 
     def on_test_epoch_end(self) -> None:

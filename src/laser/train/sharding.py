@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -33,7 +33,7 @@ from torchrec.modules.embedding_modules import EmbeddingCollection  # noqa: E402
 
 ShardingType = Literal["row_wise", "table_wise", "column_wise"]
 FUSED = EmbeddingComputeKernel.FUSED.value
-"""Only kernels that update rows in their backward pass: the dense ones would leave tables to Adam, and pool on the CPU."""
+"""Kernels that update rows in their backward pass; the dense ones would leave tables to Adam, and pool on the CPU."""
 COLUMN_MULTIPLE = 4
 """FBGEMM's kernels want embedding rows of whole 16-byte groups of float32."""
 
@@ -61,7 +61,9 @@ class Sharding:
         return {self.default, *self.tables.values()}
 
 
-def check_combination(sharding: Sharding, optimizer: TableOptimizer, device: torch.device, precision: str, accumulate: int) -> None:
+def check_combination(
+    sharding: Sharding, optimizer: TableOptimizer, device: torch.device, precision: str, accumulate: int
+) -> None:
     """Refuse what does not work together.
 
     Args:
@@ -76,21 +78,29 @@ def check_combination(sharding: Sharding, optimizer: TableOptimizer, device: tor
     """
     if "column_wise" in sharding.used and optimizer.name == "rowwise_adagrad":
         raise ValueError(
-            "column_wise sharding with rowwise_adagrad keeps one accumulator per column shard, so results would depend on the number of processes; set model.table_optimizer.name to adagrad or the sharding to row_wise"
+            "column_wise sharding with rowwise_adagrad keeps one accumulator per column shard, so results would "
+            "depend on the number of processes; set model.table_optimizer.name to adagrad or the sharding to row_wise"
         )
     if optimizer.name == "adam" and device.type == "cpu":
-        raise ValueError("embedding tables on the CPU cannot be trained with adam; set model.table_optimizer.name to adagrad, rowwise_adagrad or sgd")
+        raise ValueError(
+            "embedding tables on the CPU cannot be trained with adam; set model.table_optimizer.name to adagrad, "
+            "rowwise_adagrad or sgd"
+        )
     if precision not in ("32-true", "bf16-mixed"):
         raise ValueError(
-            f"trainer.precision is {precision}, but tables keep float32 rows that are updated while gradients are computed; set it to 32-true or bf16-mixed"
+            f"trainer.precision is {precision}, but tables keep float32 rows that are updated while gradients are "
+            "computed; set it to 32-true or bf16-mixed"
         )
     if accumulate != 1:
         raise ValueError(
-            f"trainer.accumulate_grad_batches is {accumulate}, but tables are updated on every batch, which accumulation would not change; set it to 1 and raise data.batch_size instead"
+            f"trainer.accumulate_grad_batches is {accumulate}, but tables are updated on every batch, which "
+            "accumulation would not change; set it to 1 and raise data.batch_size instead"
         )
 
 
-def module_plan(collection: EmbeddingCollection, sharding: Sharding, sharder: EmbeddingCollectionSharder, device_type: str) -> EmbeddingModuleShardingPlan:
+def module_plan(
+    collection: EmbeddingCollection, sharding: Sharding, sharder: Any, device_type: str
+) -> EmbeddingModuleShardingPlan:
     """TorchRec's plan for one collection over the default process group.
 
     Raises:
@@ -110,7 +120,8 @@ def module_plan(collection: EmbeddingCollection, sharding: Sharding, sharder: Em
             case "column_wise":
                 if config.embedding_dim % (COLUMN_MULTIPLE * world_size):
                     raise ValueError(
-                        f"table {config.name!r} of width {config.embedding_dim} cannot be cut column_wise over {world_size} processes; its width must be a multiple of {COLUMN_MULTIPLE * world_size}"
+                        f"table {config.name!r} of width {config.embedding_dim} cannot be cut column_wise over "
+                        f"{world_size} processes; its width must be a multiple of {COLUMN_MULTIPLE * world_size}"
                     )
                 per_table[config.name] = column_wise(ranks=list(range(world_size)), compute_kernel=FUSED)
     return construct_module_sharding_plan(
@@ -143,7 +154,7 @@ def shard_collections(model: nn.Module, sharding: Sharding, optimizer: TableOpti
         optimizer: of the tables; fused into their backward pass.
         device: of this process.
     """
-    sharder = EmbeddingCollectionSharder(fused_params=optimizer.fused_params())
+    sharder: Any = EmbeddingCollectionSharder(fused_params=optimizer.fused_params())
     group = dist.group.WORLD
     assert group is not None
     environment = ShardingEnv.from_process_group(group)

@@ -136,7 +136,9 @@ class TorchRecStrategy(DDPStrategy):
         assert optimizer is None or isinstance(optimizer, SparseDenseOptimizer)
         return checkpoints.live_tensors(self.module, optimizer)
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Any, storage_options: Any | None = None) -> None:
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], filepath: str | Any, storage_options: Any | None = None
+    ) -> None:
         """Write a checkpoint directory; collective."""
         checkpoints.save(filepath, self._tensors(), checkpoint, self.module.checkpoint_facts())
 
@@ -165,4 +167,3 @@ def fill_rows(weight: Any, table: str, module: CTRModule) -> None:
 StrategyRegistry.register(
     "torchrec", TorchRecStrategy, description="Sharded embedding tables, data-parallel dense parameters", override=True
 )
-

@@ -1,0 +1,36 @@
+"""The progress bar of a run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import RichProgressBar
+from rich.progress import ProgressColumn, Task
+from rich.text import Text
+
+
+class SamplesPerSecond(ProgressColumn):
+    """Speed of a task in samples, not batches."""
+
+    def __init__(self, samples_per_batch: int) -> None:
+        super().__init__()
+        self.samples_per_batch = samples_per_batch
+
+    def render(self, task: Task) -> Text:
+        """The column's text."""
+        speed = task.finished_speed or task.speed or 0.0
+        return Text(f"{speed * self.samples_per_batch:,.0f} samples/s")
+
+
+class SamplesProgressBar(RichProgressBar):
+    """Progress with batches done, time gone and left in the epoch, and samples per second over all processes."""
+
+    def configure_columns(self, trainer: Trainer) -> list[Any]:
+        """Lightning's columns with the speed in samples."""
+        samples_per_batch = trainer.datamodule.batch_size  # type: ignore[attr-defined]
+        return [*super().configure_columns(trainer)[:-1], SamplesPerSecond(samples_per_batch)]
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """Loss and validation metrics, without the logger's version."""
+        return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}

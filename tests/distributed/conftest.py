@@ -1,0 +1,45 @@
+"""Starts groups of training processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+WORKER = Path(__file__).with_name("worker.py")
+LAUNCH = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "PL_GLOBAL_SEED")
+
+
+@pytest.fixture(scope="session")
+def launch(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, list[dict]], None]:
+    """``launch(world_size, jobs)``: run jobs in that many processes; see worker.py."""
+
+    def start(world_size: int, jobs: list[dict]) -> None:
+        file = tmp_path_factory.mktemp("jobs") / "jobs.json"
+        file.write_text(json.dumps(jobs))
+        with socket.socket() as listener:
+            listener.bind(("localhost", 0))
+            port = listener.getsockname()[1]
+        common = {name: value for name, value in os.environ.items() if name not in LAUNCH}
+        common |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": str(world_size)}
+        common |= {"NODE_RANK": "0", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+        ranks = [
+            subprocess.Popen(
+                [sys.executable, str(WORKER), str(file)],
+                env=common | {"LOCAL_RANK": str(rank)},
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for rank in range(world_size)
+        ]
+        outcomes = [rank.communicate(timeout=240) for rank in ranks]
+        for process, (_, errors) in zip(ranks, outcomes, strict=True):
+            assert process.returncode == 0, errors[-4000:]
+
+    return start

@@ -1,0 +1,147 @@
+"""One rank of a training process group: runs a list of jobs through Lightning, or one through a hand-written loop.
+
+``python worker.py JOBS.json``; the environment says which rank of how many. All ranks run the same jobs in order.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import warnings
+from functools import partial
+from pathlib import Path
+
+import lightning.pytorch as pl
+import torch
+import torch.distributed as dist
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from laser.data.loader import BatchLoader
+from laser.data.prepared import PreparedData
+from laser.model.laser import Laser
+from laser.train.callbacks import RunRecord
+from laser.train.datamodule import CTRDataModule
+from laser.train.module import CTRModule
+from laser.train.optim import DenseOptimizer, TableOptimizer
+from laser.train.predictions import PredictionWriter
+from laser.train.sharding import Sharding
+from laser.train.strategy import TorchRecStrategy
+
+NETWORK = {
+    "width": 16,
+    "segment_width": 3,
+    "query_width": 4,
+    "mixer_tokens": 4,
+    "mixer_width": 16,
+    "event_dropout": 0.1,
+    "token_dropout": 0.1,
+    "recency_ranks": 16,
+    "newest_events": 5,
+    "lookup_stride": 16,
+}
+MAX_HISTORY = 12
+WARM_UP = 12
+CLIP = 0.5
+WORLD_SIZE = int(os.environ["WORLD_SIZE"])  # Lightning removes it after the first run
+
+
+class Watch(pl.Callback):
+    """Records the loss of every step over all processes, and saves a checkpoint after one of them."""
+
+    def __init__(self, save_after: int | None, path: Path) -> None:
+        self.losses: dict[int, float] = {}
+        self.shares: list[int] = []
+        self.save_after, self.path = save_after, path
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        loss = outputs["loss"].detach().clone()
+        dist.all_reduce(loss)
+        self.losses[trainer.global_step] = float(loss) / trainer.world_size
+        self.shares.append(len(batch))
+        if trainer.global_step == self.save_after:
+            trainer.save_checkpoint(self.path)
+
+
+def run(job: dict) -> None:
+    folder = Path(job["folder"])
+    watch = Watch(job.get("save_after"), folder / "middle.ckpt")
+    module = CTRModule(
+        partial(Laser, **NETWORK),
+        TableOptimizer(name=job.get("optimizer", "adagrad"), max_gradient=job.get("max_gradient")),
+        DenseOptimizer(learning_rate=0.01),
+        warm_up_steps=WARM_UP,
+        seed=3,
+    )
+    data = CTRDataModule(job["data"], batch_size=job["batch_size"], max_history=MAX_HISTORY, seed=5)
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        devices=WORLD_SIZE,
+        strategy=TorchRecStrategy(Sharding(default=job.get("sharding", "row_wise")), timeout_seconds=60),
+        max_epochs=job.get("epochs", 2),
+        gradient_clip_val=CLIP,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        default_root_dir=folder,
+        callbacks=[watch, PredictionWriter(), RunRecord()],
+    )
+    if job.get("stage", "fit") == "fit":
+        trainer.fit(module, data, ckpt_path=job.get("checkpoint"))
+        trainer.save_checkpoint(folder / "end.ckpt")
+    if job.get("test"):
+        # Evaluation starts from a checkpoint, as on the command line.
+        trainer.test(module, data, ckpt_path=job.get("checkpoint") or str(folder / "end.ckpt"), verbose=False)
+    rank = trainer.global_rank
+    (folder / f"losses.{rank}.json").write_text(json.dumps({"losses": watch.losses, "shares": watch.shares}))
+
+
+def by_hand(job: dict) -> None:
+    """The same training without Lightning, sharding, fused updates or DDP."""
+    data = PreparedData(job["data"])
+    torch.manual_seed(3)
+    # Tables on "meta" as in the product: created on the CPU they would draw from the generator of the dense weights.
+    model = Laser(data.schema, **NETWORK, seed=3, table_device="meta")
+    model.embeddings.to_empty(device="cpu")
+    model.embeddings.reset_parameters()
+    loader = BatchLoader(
+        data, "train", batch_size=job["batch_size"], max_history=MAX_HISTORY, shuffle=True, seed=5, workers=0
+    )
+    tables = {name: p for name, p in model.named_parameters() if ".collections." in name}
+    dense = [p for name, p in model.named_parameters() if name not in tables]
+    sparse = torch.optim.Adagrad(tables.values(), lr=0.05, eps=1e-8, initial_accumulator_value=0.1)
+    adam = torch.optim.Adam(dense, lr=0.01, betas=(0.9, 0.9999), eps=1e-8)
+    losses: dict[int, float] = {}
+    step = 0
+    for epoch in range(job.get("epochs", 2)):
+        loader.set_epoch(epoch)
+        for batch in loader:
+            factor = min(1.0, (step + 1) / WARM_UP)
+            sparse.param_groups[0]["lr"], adam.param_groups[0]["lr"] = 0.05 * factor, 0.01 * factor
+            loss = binary_cross_entropy_with_logits(model(batch).logit_B, batch.label_B)
+            sparse.zero_grad()
+            adam.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(dense, CLIP)
+            sparse.step()
+            adam.step()
+            step += 1
+            losses[step] = loss.item()
+    folder = Path(job["folder"])
+    (folder / "losses.0.json").write_text(json.dumps({"losses": losses, "shares": []}))
+    torch.save({f"model.network.{name}": value for name, value in model.state_dict().items()}, folder / "weights.pt")
+
+
+def main() -> None:
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    for job in json.loads(Path(sys.argv[1]).read_text()):
+        Path(job["folder"]).mkdir(parents=True, exist_ok=True)
+        (by_hand if job.get("by_hand") else run)(job)
+
+
+if __name__ == "__main__":
+    main()
