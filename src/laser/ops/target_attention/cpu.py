@@ -67,6 +67,7 @@ def backward(
     delta_BH = (d_pooled_BHD * pooled_BHD).sum(-1)
     d_seg_GD = torch.empty_like(seg_GD)
     d_query_BHD = torch.zeros_like(query_BHD, dtype=wide)
+    residual_BH = torch.zeros_like(lse_BH)
     for chunk in chunks(layout_of(seg_off_B1), D * wide.itemsize):
         seg_CWD, sample_C = gather(seg_GD, chunk, wide), chunk.sample_C
         query_CHD, d_pooled_CHD = query_wide_BHD[sample_C], d_pooled_BHD[sample_C]
@@ -78,4 +79,7 @@ def backward(
         d_seg_CWD = torch.bmm(torch.cat([weight_CWH, d_score_CWH], 2), torch.cat([d_pooled_CHD, query_CHD], 1))
         d_seg_GD[chunk.gates] = d_seg_CWD[chunk.live_CW].to(seg_GD.dtype)
         d_query_BHD.index_add_(0, sample_C, torch.bmm(d_score_CWH.transpose(1, 2), seg_CWD))
+        residual_BH.index_add_(0, sample_C, d_score_CWH.sum(1))
+    # The scores' gradients sum to zero; what is left is the rounding of delta, which entered all of them alike.
+    d_query_BHD -= residual_BH[:, :, None] * pooled_BHD
     return d_query_BHD.to(query_BHD.dtype), d_seg_GD
