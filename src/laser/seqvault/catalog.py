@@ -50,11 +50,12 @@ class Catalog:
         manifest = self.manifest
         opened = {entry.slot: Segment(self.folder, entry.number, manifest.layout) for entry in manifest.segments}
         self.files = SegmentFiles(opened)
-        self.index, done = Index(), 0
+        self.index, done, self.index_lost = Index(), 0, False
         if manifest.snapshot:
             try:
                 self.index, done = snapshot.load(self.folder, manifest.snapshot), manifest.snapshot_segments
             except ValueError as error:
+                self.index_lost = True
                 warnings.warn(f"{error}; the index is rebuilt from the segments", stacklevel=2)
         for entry in manifest.segments[done:]:
             self.index.apply(opened[entry.slot].directory(), entry.slot)
@@ -140,7 +141,7 @@ class Catalog:
     def save_index(self) -> None:
         """Save a snapshot of the index and make the manifest name it."""
         old = self.manifest
-        if old.snapshot and old.snapshot_segments == len(old.segments):
+        if old.snapshot and old.snapshot_segments == len(old.segments) and not self.index_lost:
             return
         self.index = self.index.compacted()
         snapshot.save(self.folder, old.next_number, self.index)
@@ -148,6 +149,7 @@ class Catalog:
             snapshot=old.next_number, snapshot_segments=len(old.segments), next_number=old.next_number + 1
         )
         self.manifest.save(self.folder)
+        self.index_lost = False
         if old.snapshot:
             (self.folder / snapshot.file_name(old.snapshot)).unlink(missing_ok=True)
 

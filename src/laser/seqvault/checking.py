@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from laser.seqvault import log, planning, snapshot
+from laser.seqvault import planning, snapshot
 from laser.seqvault.index import ENTRY, Index, place_of
 from laser.seqvault.manifest import Manifest, SegmentEntry
 from laser.seqvault.packing import unpack
@@ -37,11 +37,11 @@ def check_folder(folder: Path) -> list[Problem]:
     except ValueError as error:
         return [Problem(folder, str(error))]
     rebuilt = Index()
-    for entry in manifest.segments:
-        directory = _check_segment(folder, manifest, entry, problems)
-        rebuilt.apply(directory, entry.slot)
-        if entry is manifest.segments[max(0, manifest.snapshot_segments - 1)] and manifest.snapshot:
+    for position in range(len(manifest.segments) + 1):
+        if manifest.snapshot and position == manifest.snapshot_segments:
             _check_snapshot(folder, manifest, rebuilt, problems)
+        for entry in manifest.segments[position : position + 1]:
+            rebuilt.apply(_check_segment(folder, manifest, entry, problems), entry.slot)
     try:
         LogFollower(folder, manifest).catch_up(lambda record: None)
     except ValueError as error:
@@ -110,8 +110,3 @@ def _described(index: Index) -> dict[int, list[int]]:
             chunk = int(index.chunks[chunk]["older"])
         described[int(row["user"])] = chain
     return described
-
-
-def logs_of(folder: Path) -> list[Path]:
-    """Log files of a vault, oldest first."""
-    return sorted(folder.glob(log.file_name(0).replace("0" * 8, "*")))

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -204,7 +205,7 @@ def _parquet_batches(file: Path, user: str, layout: Layout) -> Iterator[tuple[np
         yield columns.pop(user), {f.name: columns[f.name].reshape(-1, *f.shape) for f in layout.fields}
 
 
-VERBS = {
+VERBS: dict[str, Any] = {
     "create": create,
     "load": load,
     "append": append,
@@ -225,4 +226,5 @@ def main(arguments: list[str] | None = None) -> int:
     """
     from jsonargparse import auto_cli
 
-    return auto_cli(VERBS, args=arguments, prog="laser vault") or 0
+    code: Any = auto_cli(VERBS, args=arguments, prog="laser vault")
+    return code or 0

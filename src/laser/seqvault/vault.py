@@ -253,7 +253,7 @@ class SeqVault:
         with self._lock:
             self.checkpoint()
             self._commit(self._all_blocks(), replace=True)
-            self._catalog.save_index()
+            self._save_index()
 
     def _all_blocks(self) -> Iterator[Block]:
         index, files, layout = self._catalog.index, self._catalog.files, self.layout
@@ -285,7 +285,7 @@ class SeqVault:
         old.close()
         remove_strays(self.path, self._catalog.manifest)
         if self._catalog.snapshot_due:
-            self._catalog.save_index()
+            self._save_index()
 
     def _flush_when_possible(self) -> None:
         """Checkpoint; when the disk is full the events stay in memory and log, which are complete without it."""
@@ -302,6 +302,8 @@ class SeqVault:
         remove_strays(self.path, self._catalog.manifest)
         self._log = log.LogWriter(self.path, follower.number, self.layout, follower.expected)
         self._syncer.follow(self._log)
+        if self._catalog.index_lost:
+            self._save_index()
 
     def refresh(self) -> None:
         """See what the writing process has appended since opening or the last call; a writer always does.
@@ -353,13 +355,13 @@ class SeqVault:
         with self._lock:
             if self._closed:
                 return
-            self._closed = True
             if self._follower is not None:
                 self._follower.close()
             try:
                 if self._log is not None:
                     self._finish_writing(self._log)
             finally:
+                self._closed = True
                 self._syncer.stop()
                 if self._log is not None:
                     self._log.close()
@@ -368,13 +370,16 @@ class SeqVault:
 
     def _finish_writing(self, writer: log.LogWriter) -> None:
         writer.sync()
-        if self._tail.size >= CLOSE_EVENTS:
-            self._closed = False
-            try:
-                self._flush_when_possible()
-            finally:
-                self._closed = True
-        self._catalog.save_index()
+        if self._tail.size >= CLOSE_EVENTS or self._tail.forgotten:
+            self._flush_when_possible()
+        self._save_index()
+
+    def _save_index(self) -> None:
+        """Save the index where that is possible; without it the next opening takes longer."""
+        # While a deletion is only in the log, the index is ahead of the segments and must not be saved.
+        if not self._tail.forgotten:
+            with contextlib.suppress(OSError):
+                self._catalog.save_index()
 
     def __enter__(self) -> SeqVault:
         return self
