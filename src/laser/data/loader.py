@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Self
 
 import numpy as np
+import torch
 
 from laser.batch import Batch
 from laser.data.collate import Collator
@@ -38,7 +39,7 @@ class BatchLoader:
         world_size: number of processes.
         workers: threads that prepare batches; 0 prepares each one when it is asked for.
         prefetch: batches prepared ahead by all threads together.
-        pin_memory: deliver in page-locked memory, for asynchronous copies to a GPU.
+        pin_memory: deliver in page-locked memory, for asynchronous copies to a GPU; without one this does nothing.
 
     Raises:
         ValueError: when an argument is out of range or the split is empty or unreadable.
@@ -78,7 +79,7 @@ class BatchLoader:
         self.world_size = world_size
         self.workers = workers
         self.prefetch = prefetch
-        self.pin_memory = pin_memory
+        self.pin_memory = pin_memory and torch.cuda.is_available()
         self.epoch = 0
         self._position = 0
         self._start = 0

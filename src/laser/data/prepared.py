@@ -71,10 +71,8 @@ class PreparedData:
             check_categorical(feature, where)
         for feature in (self.schema.user, self.schema.item):
             if feature.length > 1:
-                raise ValueError(
-                    f"feature {feature.name!r} of {where} has length {feature.length}; a {feature.kind.value} feature "
-                    f"has one value a row: {CURE}"
-                )
+                found = f"feature {feature.name!r} of {where} has length {feature.length}"
+                raise ValueError(f"{found}, expected 1 for a user or item; {CURE}")
 
     def _read_items(self) -> dict[str, np.ndarray]:
         file = self.path / "items.parquet"

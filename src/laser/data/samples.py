@@ -75,9 +75,7 @@ def _check_rows(row_N: np.ndarray, folder: Path) -> None:
         raise ValueError(f"{folder} has no samples; change the split's rule or add data, then run laser-prep again")
     if (wrong := np.flatnonzero(row_N != np.arange(len(row_N)))).size:
         at = wrong[0]
-        raise ValueError(
-            f"sample {at} of {folder} has row number {row_N[at]}; a part is missing or out of order: {CURE}"
-        )
+        raise ValueError(f"sample {at} of {folder} has row number {row_N[at]}: a part is missing or misplaced; {CURE}")
 
 
 def share(count: int, rank: int, world_size: int) -> slice:
