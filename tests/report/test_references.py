@@ -1,5 +1,7 @@
 """References on logs small enough to count by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.sparse import csr_matrix
@@ -127,3 +129,19 @@ def test_one_class_training_split(label: int) -> None:
     for found in fit_references(splits(train=samples((1, 1, 1, label), (2, 2, 2, label)))).values():
         np.testing.assert_allclose(found.probability_N.mean(), label, atol=0.7)
         assert np.isfinite(found.probability_N).all()
+
+
+def test_item_prior_of_a_training_row_leaves_that_row_out() -> None:
+    """Labels that do not depend on the item teach nothing; a row that counted in its own prior would teach much."""
+    random = np.random.default_rng(0)
+    features = [replace(f, cardinality=301) if f.name == "item" else f for f in SCHEMA.features]
+
+    def draw(n: int) -> Samples:
+        return samples(
+            *np.stack([np.zeros(n), random.integers(1, 301, n), np.zeros(n), random.integers(0, 2, n)], 1).astype(int)
+        )
+
+    whole = Splits(
+        Schema("noise", tuple(features)), {"genres": np.zeros((301, 2), int)}, draw(900), draw(900), draw(900)
+    )
+    assert fit_references(whole)["item_prior_user_rate_logistic"].probability_N.std() < 0.04
