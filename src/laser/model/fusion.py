@@ -116,5 +116,6 @@ def newest_mean(x_TD: Tensor, off_U1: Tensor, newest: int) -> Tensor:
     rank_N = torch.arange(newest, device=x_TD.device)
     within_UN = rank_N < length_U[:, None]
     index_UN = torch.where(within_UN, off_U1[1:, None] - 1 - rank_N, 0)
-    x_UND = x_TD[index_UN] * within_UN.to(x_TD.dtype)[..., None]
+    # index_select, not indexing: its backward pass adds rows without sorting, and here only zeros share a row.
+    x_UND = x_TD.index_select(0, index_UN.flatten()).view(*index_UN.shape, -1) * within_UN.to(x_TD.dtype)[..., None]
     return x_UND.sum(1) / length_U.clamp(1, newest).to(x_TD.dtype)[:, None]
