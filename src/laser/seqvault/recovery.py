@@ -29,6 +29,7 @@ class LogFollower:
         while True:
             if self._reader is None:
                 if not (self.folder / log.file_name(self.number)).exists():
+                    self._require_last(self.number)
                     return
                 self._reader = log.LogReader(self.folder, self.number, self.layout)
             for record in self._reader.records(self.expected):
@@ -36,8 +37,16 @@ class LogFollower:
                 self.expected = record.sequence + 1
             self.cut_off = self._reader.unread
             if not (self.folder / log.file_name(self.number + 1)).exists():
+                self._require_last(self.number + 1)
                 return
             self._next()
+
+    def _require_last(self, number: int) -> None:
+        later = [path.name for path in self.folder.glob("*.wal") if path.name > log.file_name(number)]
+        # A checkpoint removes a log only after it has replaced the manifest; unchanged, it tells of a loss.
+        if later and Manifest.load(self.folder).first_log <= number:
+            missing = self.folder / log.file_name(number)
+            raise ValueError(f"{missing} is missing, but {min(later)} follows it; restore it from a copy")
 
     def _next(self) -> None:
         if self._reader is not None:
