@@ -1,8 +1,8 @@
 """The recipe of a data set: which files there are and how their columns become features.
 
 A recipe is a YAML file (``conf/prep/*.yaml``) that ``data_prep.recipe_file`` reads into the dataclasses below.
-Wherever a value comes from a column, ``expression`` may stand instead of ``column``: SQL in DuckDB's dialect over the source's
-columns, translated to the engine in use.
+Wherever a value comes from a column, ``expression`` may stand instead of ``column``: SQL in DuckDB's dialect over the
+source's columns, translated to the engine in use.
 """
 
 from __future__ import annotations

@@ -14,6 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from data_prep.pipeline import prepare
+
 USERS, PER_USER, ITEMS = 12, 30, 25
 ROOT = Path(__file__).parents[2]
 
@@ -52,18 +54,32 @@ def recipe_data() -> dict[str, Any]:
     }
 
 
+def write_raw(folder: Path, log: dict[str, Any], recipe: dict[str, Any]) -> Path:
+    """Write log and recipe; returns the recipe's path. A column that is None is left out."""
+    pq.write_table(
+        pa.table({name: values for name, values in log.items() if values is not None}), folder / "log.parquet"
+    )
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump({"raw": str(folder)} | recipe))
+    return path
+
+
 @pytest.fixture
 def write(tmp_path: Path, log: dict[str, np.ndarray], recipe_data: dict[str, Any]) -> Callable[..., Path]:
     """Writes log and recipe with changes, each a column or a key of the recipe; returns the recipe's path."""
 
     def write_changed(columns: dict[str, Any] | None = None, **recipe: Any) -> Path:
-        changed = {name: values for name, values in (log | (columns or {})).items() if values is not None}
-        pq.write_table(pa.table(changed), tmp_path / "log.parquet")
-        path = tmp_path / "recipe.yaml"
-        path.write_text(yaml.safe_dump(recipe_data | {"raw": str(tmp_path)} | recipe))
-        return path
+        return write_raw(tmp_path, log | (columns or {}), recipe_data | recipe)
 
     return write_changed
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory, log: dict[str, np.ndarray], recipe_data: dict[str, Any]) -> Path:
+    """The small log prepared: do not write into it."""
+    folder = tmp_path_factory.mktemp("small")
+    prepare(write_raw(folder, log, recipe_data), folder / "out")
+    return folder / "out"
 
 
 @pytest.fixture(scope="session")

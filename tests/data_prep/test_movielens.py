@@ -43,7 +43,7 @@ def test_equals_plain_reference(movielens):
     raw = pq.read_table(BUNDLED / "ratings.parquet").to_pylist()
     user_code = {user: code for code, user in enumerate(sorted({row["userId"] for row in raw}), 1)}
     items = pq.read_table(movielens / "items.parquet")
-    item_code = {raw: code for raw, code in zip(items["raw"].to_pylist(), items["movie"].to_pylist())}
+    item_code = dict(zip(items["raw"].to_pylist(), items["movie"].to_pylist()))
     rows = defaultdict(list)
     for place, row in enumerate(raw):
         rows[row["userId"]].append((row["timestamp"], place, row))
