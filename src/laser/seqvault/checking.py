@@ -75,14 +75,14 @@ def _check_chunks(found: Segment, chunks: np.ndarray, manifest: Manifest, proble
     offsets = np.empty(len(places), np.int64)
     arena = np.zeros(planning.arena_offsets(places, offsets) + SPARE_WORDS, np.uint64)
     planning.fetch(places, np.array([found.file], np.int32), arena, offsets)
-    times = np.empty(1024, np.uint64)
+    times, scratch = np.empty(1024, np.uint64), np.empty(1024, np.uint64)
     for at, chunk in enumerate(chunks):
         where = f"{found.path} is damaged at offset {int(chunk['offset']) * 8}"
         if planning.verify(places[at : at + 1], arena, offsets[at : at + 1], manifest.layout.num_columns) >= 0:
             problems.append(Problem(found.path, f"{where}: a chunk does not match its checksum; restore the file"))
             continue
         count, top = int(chunk["count"]), offsets[at]
-        unpack(arena, top, 0, 0, count, times, 0, 1)
+        unpack(arena, top, 0, 0, count, times, 0, 1, scratch)
         ordered = times[:count].view(np.int64)
         bounds = (int(ordered[0]), int(ordered[-1]))
         if arena[top + 1] != chunk["user"] or bounds != (chunk["first"], chunk["last"]) or (np.diff(ordered) < 0).any():

@@ -192,13 +192,13 @@ def cut_pieces(
     lengths: np.ndarray,
 ) -> None:
     """Events of each piece that belong to the answer, and the length of each answer."""
-    times = np.empty(1024, np.uint64)
+    times, scratch = np.empty(1024, np.uint64), np.empty(1024, np.uint64)
     for request in range(len(before)):
         missing = wanted[request]
         for piece in range(piece_off[request], piece_off[request + 1]):
             count = count_of(places[piece_at[piece]])
             if not piece_sure[piece]:
-                unpack(arena, offsets[piece_at[piece]], 0, 0, count, times, 0, 1)
+                unpack(arena, offsets[piece_at[piece]], 0, 0, count, times, 0, 1, scratch)
                 low, high = 0, count
                 while low < high:
                     middle = (low + high) >> 1
@@ -228,13 +228,16 @@ def unpack_pieces(
     dest: np.ndarray,
 ) -> None:
     """One column of all pieces; the stored part of request r ends at event ``stops[r]`` of ``dest``."""
+    scratch = np.empty(1024, np.uint64)
     for request in range(len(stops)):
         at = stops[request]
         for piece in range(piece_off[request], piece_off[request + 1]):
             start, stop = piece_start[piece], piece_stop[piece]
             at -= stop - start
             if stop > start:
-                unpack(arena, offsets[piece_at[piece]], column, start, stop, dest, at * stride + component, stride)
+                unpack(
+                    arena, offsets[piece_at[piece]], column, start, stop, dest, at * stride + component, stride, scratch
+                )
 
 
 @kernel
