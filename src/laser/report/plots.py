@@ -27,7 +27,7 @@ SETTINGS = {"font.size": 11, "svg.hashsalt": "laser", "axes.grid": True, "grid.a
 
 
 class Drawing:
-    """Axes side by side, closed to an SVG data address.
+    """Axes one below the other, so that a phone shows them in full width; closed to an SVG data address.
 
     Args:
         panels: number of axes.
@@ -35,8 +35,8 @@ class Drawing:
 
     def __init__(self, panels: int = 1) -> None:
         with mpl.rc_context(SETTINGS):
-            self.figure = Figure(figsize=(5.4 * panels, 4.0), layout="constrained")
-            self.axes: list[Axes] = list(np.atleast_1d(self.figure.subplots(1, panels)))  # pyrefly: ignore
+            self.figure = Figure(figsize=(5.4, 3.8 * panels), layout="constrained")
+            self.axes: list[Axes] = list(np.atleast_1d(self.figure.subplots(panels, 1)))  # pyrefly: ignore
 
     def address(self) -> str:
         """The drawing as ``data:image/svg+xml;base64,…``; the same drawing gives the same bytes."""
