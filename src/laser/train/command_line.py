@@ -57,6 +57,8 @@ class LaserCLI(LightningCLI):
         config.ckpt_path = checkpoint_path(config.ckpt_path, run, self.subcommand)
         first_step = read_facts(config.ckpt_path)["step"] if config.ckpt_path else 0
         if self.subcommand == "fit":
+            if config.ckpt_path is None and (run / "config.yaml").exists() and os.environ.get("LOCAL_RANK", "0") == "0":
+                print(f"laser fit: {run} holds an earlier run; its files are replaced as new ones are written")
             _place_in_run(config.trainer, run, first_step)
         else:
             config.trainer.logger = False  # logs tell of training; an evaluation writes its own files
@@ -143,5 +145,6 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     warnings.filterwarnings("ignore", message="LightningCLI.s args parameter")
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # said in our words
     # Our metrics are already exact over all processes.
     warnings.filterwarnings("ignore", message="It is recommended to use .self.log")

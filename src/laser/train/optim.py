@@ -39,7 +39,8 @@ class TableOptimizer:
         learning_rate: after warm-up.
         eps: added to the root of the accumulator.
         initial_accumulator: starting value of Adagrad's accumulators; damps the first updates of a row.
-        max_gradient: clip each value of a table's gradient to this size; ``None`` does not clip.
+        max_gradient: clip each value of the gradient of each look-up to this size; ``None`` does not clip. Processes
+            clip their own look-ups, so that with it results depend a little on the number of processes.
     """
 
     name: Literal["adagrad", "rowwise_adagrad", "sgd", "adam"] = "adagrad"

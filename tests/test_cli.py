@@ -1,0 +1,266 @@
+"""The console script: mistakes end in one sentence and exit code 2; the same command twice gives the same numbers."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+LASER = str(Path(sys.executable).with_name("laser"))
+RECIPE = str(Path(__file__).parents[1] / "conf" / "demo.yaml")
+SMALL = """
+data: {batch_size: 400, evaluation_batch_size: 400, max_history: 12}
+model:
+  network:
+    class_path: laser.model.laser.Laser
+    init_args: {width: 16, segment_width: 3, mixer_tokens: 4, mixer_width: 16}
+  warm_up_steps: 2
+trainer: {max_epochs: 2, log_every_n_steps: 1, logger: [{class_path: laser.train.loggers.CSVLog}]}
+"""
+MANY = """
+import contextlib, io, json, sys
+from laser.cli import main
+import torch.distributed as dist
+outcomes = []
+for arguments in json.load(sys.stdin):
+    errors = io.StringIO()
+    with contextlib.redirect_stderr(errors):
+        code = main(arguments)
+    outcomes.append([code, errors.getvalue()])
+    if dist.is_initialized():
+        dist.destroy_process_group()
+json.dump(outcomes, sys.stdout)
+"""
+"""Runs many commands in one process, as importing torch takes most of a mistake's time."""
+
+
+def environment() -> dict[str, str]:
+    launch = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "LASER_SAID", "PL_GLOBAL_SEED")
+    kept = {name: value for name, value in os.environ.items() if name not in launch}
+    return kept | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+
+
+def laser(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess:
+    command = [LASER, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment(), cwd=cwd, timeout=200)
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory, prepared: Path) -> list[str]:
+    """Arguments of a run of seconds: the demo's recipe with a small overlay and data set."""
+    overlay = tmp_path_factory.mktemp("recipes") / "small.yaml"
+    overlay.write_text(SMALL)
+    return ["-c", RECIPE, "-c", str(overlay), "--data.path", str(prepared)]
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory, small: list[str]) -> Path:
+    """Two folders of the same commands, and one of two processes."""
+    root = tmp_path_factory.mktemp("runs")
+    for name, processes in (("first", 1), ("second", 1), ("two", 2)):
+        for verb in ("fit", "test"):
+            options = ["--trainer.default_root_dir", str(root / name), "--trainer.devices", str(processes)]
+            done = laser(verb, *small, *options)
+            assert done.returncode == 0, done.stderr[-3000:]
+    return root
+
+
+def test_same_command_twice_gives_the_same_files(runs):
+    for name in ("metrics.json", "gates.json", "metrics.csv"):
+        assert (runs / "first" / name).read_bytes() == (runs / "second" / name).read_bytes(), name
+
+
+def test_two_processes_give_the_same_metrics_to_rounding(runs):
+    one, two = (json.loads((runs / name / "metrics.json").read_text()) for name in ("first", "two"))
+    assert one["test"] == pytest.approx(two["test"], rel=1e-4)
+    assert one["validation"] == pytest.approx(two["validation"], rel=1e-4)
+    assert {name: one[name] for name in ("model", "data")} == {name: two[name] for name in ("model", "data")}
+
+
+def test_a_run_leaves_its_files(runs):
+    expected = [
+        "config.yaml",
+        "metrics.csv",
+        "metrics.json",
+        "gates.json",
+        "throughput.json",
+        "predictions/test.parquet",
+    ]
+    for name in (*expected, "checkpoints/best.ckpt/facts.json", "checkpoints/last.ckpt/facts.json"):
+        assert (runs / "first" / name).exists(), name
+    assert not list((runs / "first").rglob("*.tmp"))
+    assert len(list((runs / "two" / "predictions").iterdir())) == 1
+
+
+def test_a_resumed_run_continues_its_metrics(runs, small, tmp_path):
+    folder = tmp_path / "resumed"
+    shutil.copytree(runs / "first", folder)
+    options = ["--trainer.default_root_dir", folder, "--trainer.max_epochs", "3", "--ckpt_path", "last"]
+    assert laser("fit", *small, *options).returncode == 0
+    before = (runs / "first" / "metrics.csv").read_text().splitlines()
+    after = (folder / "metrics.csv").read_text().splitlines()
+    assert after[: len(before)] == before
+    assert len(after) == 1 + (len(before) - 1) * 3 // 2
+
+
+def test_predict_and_validate(runs, small, prepared):
+    import pyarrow.parquet as pq
+
+    folder = runs / "first"
+    before = (folder / "metrics.csv").read_bytes()
+    options = ["--trainer.default_root_dir", folder, "--data.predict_split", "val"]
+    assert laser("predict", *small, *options).returncode == 0
+    table = pq.read_table(folder / "predictions" / "val.parquet")
+    names = ["row", "user", "item", "timestamp", "label", "probability", "history_length"]
+    assert table.column_names == names
+    source = pq.read_table(prepared / "samples" / "val")
+    for name, column in (("user", "user"), ("item", "item"), ("timestamp", "timestamp"), ("label", "click")):
+        assert table[name].to_pylist() == source[column].to_pylist(), name
+    assert all(0 < p < 1 for p in table["probability"].to_pylist())
+    assert (folder / "metrics.csv").read_bytes() == before
+
+
+@pytest.fixture(scope="session")
+def mistakes(runs: Path, small: list[str], prepared: Path, tmp_path_factory) -> dict[str, tuple[int, str]]:
+    """Exit code and stderr of many mistakes by name."""
+    root = tmp_path_factory.mktemp("mistakes")
+    (root / "unknown.yaml").write_text("trainer: {max_epoch: 3}")
+    (root / "broken.yaml").write_text("trainer: [1,")
+    other = root / "other version"
+    shutil.copytree(prepared, other)
+    (other / "schema.json").write_text((prepared / "schema.json").read_text().replace('"version": 1', '"version": 9'))
+    changed = root / "changed"
+    shutil.copytree(prepared, changed)
+    schema = json.loads((prepared / "schema.json").read_text())
+    (changed / "schema.json").write_text(json.dumps(schema | {"name": "renamed"}))
+    truncated = root / "truncated"
+    shutil.copytree(prepared, truncated)
+    part = next((truncated / "samples" / "train").iterdir())
+    part.write_bytes(part.read_bytes()[:-100])
+    damaged = root / "damaged.ckpt"
+    shutil.copytree(runs / "first" / "checkpoints" / "best.ckpt", damaged)
+    (damaged / ".metadata").write_bytes(b"cos\nsystem\n(S'touch " + bytes(root / "pwned") + b"'\ntR.")
+
+    run = ["--trainer.default_root_dir", str(root / "run")]
+    first = ["--trainer.default_root_dir", str(runs / "first")]
+    commands = {
+        "verb": ["train"],
+        "recipe": ["fit", "-c", str(root / "none.yaml")],
+        "broken recipe": ["fit", *small, "-c", str(root / "broken.yaml")],
+        "unknown key": ["fit", *small, "-c", str(root / "unknown.yaml")],
+        "unknown option": ["fit", *small, "--trainer.max_epoch", "3"],
+        "unknown model option": ["fit", *small, "--model.network.init_args.widht", "3"],
+        "type": ["fit", *small, "--data.batch_size", "many"],
+        "range": ["fit", *small, "--data.batch_size", "0"],
+        "data path": ["fit", *small, "--data.path", str(root / "nowhere")],
+        "schema version": ["fit", *small, "--data.path", str(other)],
+        "truncated": ["fit", *small, *run, "--data.path", str(truncated)],
+        "precision": ["fit", *small, *run, "--trainer.precision", "bf16-true"],
+        "accumulation": ["fit", *small, *run, "--trainer.accumulate_grad_batches", "2"],
+        "adam": ["fit", *small, *run, "--model.table_optimizer.name", "adam"],
+        "strategy": ["fit", *small, *run, "--trainer.strategy", "ddp"],
+        "sizes": ["fit", *small, *run, "--model.network.init_args.mixer_tokens", "5"],
+        "no checkpoint": ["test", *small, *run],
+        "other data": ["test", *small, *first, "--data.path", str(changed)],
+        "other network": ["test", *small, *first, "--model.network.init_args.width", "32"],
+        "other optimizer": ["fit", *small, *first, "--ckpt_path", "last", "--model.table_optimizer.name", "sgd"],
+        "damaged": ["test", *small, *run, "--ckpt_path", str(damaged)],
+        "no run": ["report", str(root / "nothing")],
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", MANY],
+        input=json.dumps(list(commands.values())),
+        capture_output=True,
+        text=True,
+        env=environment(),
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert not (root / "pwned").exists(), "loading a checkpoint ran code"
+    outcomes = json.loads(done.stdout[done.stdout.index("[[") :])
+    return dict(zip(commands, map(tuple, outcomes), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("verb", ["'train'", "fit"]),
+        ("recipe", ["none.yaml"]),
+        ("broken recipe", ["line"]),
+        ("unknown key", ["max_epoch"]),
+        ("unknown option", ["max_epoch"]),
+        ("unknown model option", ["widht"]),
+        ("type", ["batch_size", "many"]),
+        ("range", ["batch_size", "0", "at least 1"]),
+        ("data path", ["nowhere", "laser-prep"]),
+        ("schema version", ["version 9", "version 1"]),
+        ("truncated", ["part-"]),
+        ("precision", ["bf16-true", "bf16-mixed"]),
+        ("accumulation", ["accumulate_grad_batches is 2", "batch_size"]),
+        ("adam", ["adam", "adagrad"]),
+        ("strategy", ["DDPStrategy", "torchrec"]),
+        ("sizes", ["5"]),
+        ("no checkpoint", ["best.ckpt"]),
+        ("other data", ["'renamed'", "'synthetic'"]),
+        ("other network", ["model.network"]),
+        ("other optimizer", ["adagrad", "sgd"]),
+        ("damaged", ["damaged.ckpt", "not allowed"]),
+        ("no run", ["nothing"]),
+    ],
+)
+def test_a_mistake_is_one_sentence(mistakes, name, words):
+    code, errors = mistakes[name]
+    assert code == 2, errors
+    assert [word for word in words if word not in errors] == []
+    assert errors.count("\n") == 1, errors
+    assert "Traceback" not in errors
+
+
+def test_two_processes_make_one_sentence_of_one_mistake(small, tmp_path):
+    options = ["--trainer.devices", "2", "--trainer.default_root_dir", tmp_path]
+    done = laser("fit", *small, *options, "--model.network.init_args.mixer_tokens", "5")
+    assert done.returncode == 2
+    assert done.stderr.count("mixer_tokens") == 1, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_fault_of_ours_keeps_its_traceback(tmp_path, small, prepared):
+    broken = tmp_path / "broken"
+    shutil.copytree(prepared, broken)
+    module = tmp_path / "site" / "faulty.py"
+    module.parent.mkdir()
+    module.write_text(
+        "from laser.model.laser import Laser\nclass Faulty(Laser):\n  def forward(self, batch): return 1 / 0\n"
+    )
+    command = [LASER, "fit", *small, "--model.network.class_path", "faulty.Faulty"]
+    command += ["--trainer.default_root_dir", str(tmp_path / "run")]
+    path = {"PYTHONPATH": str(module.parent)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment() | path, timeout=100)
+    assert done.returncode == 1
+    assert "ZeroDivisionError" in done.stderr
+
+
+def test_help_needs_no_torch():
+    script = "import sys; from laser.cli import main; assert main(['--help']) == 0; assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "doctor" in done.stdout
+
+
+def test_print_config_is_a_complete_recipe(small):
+    done = laser("fit", *small, "--print_config")
+    assert done.returncode == 0
+    for option in ("gate_bias: null", "initial_accumulator: 0.1", "precision: 32-true", "predict_split: test"):
+        assert option in done.stdout
+
+
+def test_doctor_finds_everything_well():
+    done = laser("doctor")
+    assert done.returncode == 0, done.stdout
+    for line in ("torchrec", "embedding lookup", "history store", "kernels"):
+        assert f"ok   {line}" in done.stdout

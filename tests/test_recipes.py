@@ -1,0 +1,52 @@
+"""Every recipe in conf/ is loaded and takes a training, a validation and a test step on small data."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+CONF = Path(__file__).parents[1] / "conf"
+RECIPES = sorted(CONF.glob("*.yaml"))
+COMPLETE = [path for path in RECIPES if "model" in yaml.safe_load(path.read_text())]
+SCRIPT = """
+import json, sys
+from laser.cli import main
+for arguments in json.load(sys.stdin):
+    code = main(arguments)
+    assert code == 0, arguments
+"""
+
+
+def recipe_options(path: Path) -> list[str]:
+    """``-c`` options of a recipe; an overlay follows the complete recipe whose name begins its own."""
+    if path in COMPLETE:
+        return ["-c", str(path)]
+    bases = [base for base in COMPLETE if path.stem.startswith(base.stem)]
+    assert bases, f"{path.name} is an overlay; name it after the recipe that it goes over"
+    return ["-c", str(max(bases, key=lambda base: len(base.stem))), "-c", str(path)]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=[path.stem for path in RECIPES])
+def test_recipe_trains(path, prepared, tmp_path):
+    small = ["--data.path", str(prepared), "--trainer.default_root_dir", str(tmp_path), "--trainer.max_steps", "1"]
+    small += ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.limit_val_batches", "1"]
+    small += ["--trainer.limit_train_batches", "1"]
+    commands = [[verb, *recipe_options(path), *small] for verb in ("fit", "test")]
+    launch = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "WANDB_MODE", "PL_GLOBAL_SEED")
+    environment = {name: value for name, value in os.environ.items() if name not in launch}
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT],
+        input=json.dumps(commands),
+        capture_output=True,
+        text=True,
+        env=environment | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads((tmp_path / "metrics.json").read_text())["test"]["samples"] > 0

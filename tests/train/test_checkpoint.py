@@ -1,0 +1,133 @@
+"""Checkpoints replace each other atomically and are safe to load."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import resource
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+
+from laser.train.checkpoint import load, read_facts, save
+from laser.train.checkpoint_files import IndexUnpickler, replace_directory
+
+FACTS = {"schema": "abc", "data_set": "toy", "table_optimizer": "sgd", "step": 3}
+
+
+def tensors(value: float) -> dict[str, torch.Tensor]:
+    return {"model.w": torch.full((1000, 3), value), "dense.w.step": torch.tensor(value)}
+
+
+@pytest.fixture
+def path(tmp_path: Path, group_of_one: None) -> Path:
+    save(tmp_path / "a.ckpt", tensors(1.0), {"epoch": 2}, FACTS)
+    return tmp_path / "a.ckpt"
+
+
+def test_what_is_saved_is_loaded(path):
+    live = tensors(0.0)
+    assert load(path, live, FACTS, training=True) == {"epoch": 2}
+    assert torch.equal(live["model.w"], tensors(1.0)["model.w"])
+    assert live["dense.w.step"] == 1.0
+    assert read_facts(path)["step"] == 3
+
+
+def test_evaluation_reads_the_model_only(path):
+    live = {**tensors(0.0), "dense.other": torch.zeros(1)}
+    load(path, live, FACTS | {"table_optimizer": "adagrad"}, training=False)
+    assert live["model.w"][0, 0] == 1.0
+    assert live["dense.w.step"] == 0.0
+
+
+def test_a_new_checkpoint_takes_the_place_of_the_old(path):
+    save(path, tensors(5.0), {}, FACTS)
+    live = tensors(0.0)
+    load(path, live, FACTS, training=True)
+    assert live["dense.w.step"] == 5.0
+    assert [entry.name for entry in path.parent.iterdir()] == ["a.ckpt"]
+
+
+@pytest.mark.parametrize(
+    ("facts", "live", "words"),
+    [
+        ({"schema": "xyz"}, tensors(0.0), "schema abc.*schema xyz"),
+        ({"table_optimizer": "adagrad"}, tensors(0.0), "holds sgd.*is adagrad"),
+        ({}, {"model.w": torch.zeros(2, 3)}, r"\(1000, 3\).*\(2, 3\)"),
+        ({}, {"model.v": torch.zeros(2, 3)}, "no tensor model.v"),
+    ],
+)
+def test_what_does_not_fit_is_named(path, facts, live, words):
+    before = {name: tensor.clone() for name, tensor in live.items()}
+    with pytest.raises(ValueError, match=words):
+        load(path, live, FACTS | facts, training=True)
+    assert all(torch.equal(live[name], before[name]) for name in live)
+
+
+def test_no_checkpoint_and_another_format_are_named(path, tmp_path):
+    with pytest.raises(ValueError, match="no checkpoint at"):
+        read_facts(tmp_path)
+    (path / "facts.json").write_text('{"format": 9}')
+    with pytest.raises(ValueError, match="format 9.*format 1"):
+        read_facts(path)
+
+
+@pytest.mark.parametrize("payload", [os.system, eval, torch.load])
+def test_the_index_constructs_no_foreign_type(path, tmp_path, payload):
+    class Evil:
+        def __reduce__(self):
+            return payload, (f"open({str(tmp_path / 'ran')!r}, 'w')",)
+
+    (path / ".metadata").write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(ValueError, match="damaged index"):
+        load(path, tensors(0.0), FACTS, training=True)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_trainer_state_runs_no_code(path):
+    class Evil:
+        def __reduce__(self):
+            return os.getcwd, ()
+
+    torch.save({"evil": Evil()}, path / "trainer.pt")
+    with pytest.raises(pickle.UnpicklingError):
+        load(path, tensors(0.0), FACTS, training=True)
+
+
+def test_allowed_types_are_only_those_of_the_index():
+    assert all(module.startswith(("torch", "pathlib")) for module, _ in IndexUnpickler.allowed)
+
+
+def test_directories_are_exchanged(tmp_path):
+    for name in ("new", "old"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(name)
+    replace_directory(tmp_path / "new", tmp_path / "old")
+    assert (tmp_path / "old" / "file").read_text() == "new"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["old"]
+
+
+def test_a_full_disk_leaves_the_previous_checkpoint(path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    script = textwrap.dedent(f"""
+        import resource, signal, torch, torch.distributed as dist
+        from laser.train.checkpoint import save
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (5000, {hard}))
+        try:
+            save({str(path)!r}, {{"model.w": torch.zeros(1000, 3)}}, {{}}, {FACTS!r})
+        except ValueError as error:
+            print(error)
+    """)
+    environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo"}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
+    assert "could not write checkpoint" in done.stdout, done.stderr
+    live = tensors(0.0)
+    load(path, live, FACTS, training=True)
+    assert live["dense.w.step"] == 1.0
+    save(path, tensors(2.0), {}, FACTS)  # the leftovers of the failed one are no obstacle
