@@ -392,21 +392,19 @@ def measure_peers(report: Report, shape: W1) -> None:
         gate = torch.sigmoid(torch.einsum("bnwd,bhd->bnwh", x, q).float() + bias_H).to(x.dtype)
         return torch.einsum("bnwh,bnwd->bnhd", gate, x)
 
-    for name, form, q in (("paper form", paper, small_query), ("absorbed form", absorbed, query_BHD)):
-        for mode in ("eager", "compiled") if CUDA else ("eager",):
-            f = torch.compile(form) if mode == "compiled" else form
-            upstream = torch.randn_like(form(x_BLD, q).detach())
-            report.attempt(
-                f"{name}, {mode}, forward",
-                lambda f=f, q=q: timed(torch.no_grad()(lambda: f(x_BLD, q)), shape.forward_floor),
-            )
-            report.attempt(
-                f"{name}, {mode}, forward + backward",
-                lambda f=f, q=q, upstream=upstream: timed(
-                    lambda: torch.autograd.grad(f(x_BLD, q), (x_BLD, q), upstream),
-                    shape.forward_floor + shape.backward_floor,
-                ),
-            )
+    def measure_form(name: str, form: Callable[[Tensor, Tensor], Tensor], q: Tensor) -> None:
+        def forward_backward() -> tuple[Tensor, ...]:
+            return torch.autograd.grad(form(x_BLD, q), (x_BLD, q), upstream)
+
+        upstream = torch.randn(B, L // w, H, D if q is query_BHD else D // H, device=DEVICE)
+        upstream = upstream.to(shape.dtype)
+        floor = shape.forward_floor + shape.backward_floor
+        forward = torch.no_grad()(lambda: form(x_BLD, q))
+        report.attempt(f"{name}, forward", lambda: timed(forward, shape.forward_floor))
+        report.attempt(f"{name}, forward + backward", lambda: timed(forward_backward, floor))
+
+    measure_form("paper form, eager", paper, small_query)
+    measure_form("absorbed form, eager", absorbed, query_BHD)
     heads = x_BLD.detach().view(B, L, H, D // H).transpose(1, 2)
     one = torch.randn(B, H, 1, D // H, device=DEVICE, dtype=shape.dtype)
     report.attempt(
@@ -417,6 +415,9 @@ def measure_peers(report: Report, shape: W1) -> None:
         "SDPA, causal over L, q k v given, forward",
         lambda: timed(lambda: F.scaled_dot_product_attention(heads, heads, heads, is_causal=True)),
     )
+    if CUDA:
+        measure_form("paper form, compiled", torch.compile(paper), small_query)
+        measure_form("absorbed form, compiled", torch.compile(absorbed), query_BHD)
 
 
 def correctness(report: Report) -> None:
