@@ -72,7 +72,7 @@ def test_no_checkpoint_and_another_format_are_named(path, tmp_path):
     with pytest.raises(ValueError, match="no checkpoint at"):
         read_facts(tmp_path)
     (path / "facts.json").write_text('{"format": 9}')
-    with pytest.raises(ValueError, match="format 9.*format 1"):
+    with pytest.raises(ValueError, match=r"format 9.*format 1"):
         read_facts(path)
 
 
@@ -112,7 +112,7 @@ def test_directories_are_exchanged(tmp_path):
 
 
 def test_a_full_disk_leaves_the_previous_checkpoint(path):
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     script = textwrap.dedent(f"""
         import resource, signal, torch, torch.distributed as dist
         from laser.train.checkpoint import save

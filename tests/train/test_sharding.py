@@ -53,5 +53,5 @@ def test_tables_get_their_own_sharding_and_fused_kernels_only():
 def test_columns_that_cannot_be_cut_are_named():
     config = EmbeddingConfig(name="odd", embedding_dim=6, num_embeddings=9, feature_names=["odd"])
     collection = EmbeddingCollection(tables=[config], device=torch.device("meta"))
-    with pytest.raises(ValueError, match="'odd' of width 6.*multiple of 4"):
+    with pytest.raises(ValueError, match=r"'odd' of width 6.*multiple of 4"):
         module_plan(collection, Sharding(default="column_wise"), None, "cpu")
