@@ -119,15 +119,17 @@ def stats(path: Path) -> None:
         print(json.dumps(vault.stats(), indent=1))
 
 
-def compact(path: Path) -> None:
+def compact(path: Path, keep_last: int | None = None, keep_since: int | None = None) -> None:
     """Rewrite the vault without what was deleted or superseded.
 
     Args:
         path: folder of the vault.
+        keep_last: of each user only this many events, the newest, stay.
+        keep_since: only events with at least this timestamp stay.
     """
     with SeqVault.open(path, "a") as vault:
         before = vault.stats()["segment_bytes"]
-        vault.compact()
+        vault.compact(keep_last=keep_last, keep_since=keep_since)
         print(f"{before} -> {vault.stats()['segment_bytes']} bytes in {path}")
 
 

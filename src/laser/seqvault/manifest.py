@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from laser.seqvault.admission import Admission
 from laser.seqvault.checksum import crc32c
 from laser.seqvault.durable import replace_file
 from laser.seqvault.layout import Field, Layout
@@ -35,6 +36,7 @@ class Manifest:
     """State of a vault at one moment."""
 
     layout: Layout
+    admission: Admission
     generation: int = 1
     next_number: int = 1
     """Number of the next file of any kind."""
@@ -87,5 +89,6 @@ class Manifest:
             )
         state = json.loads(body)
         state["layout"] = Layout(tuple(Field(**f) for f in state["layout"]))
+        state["admission"] = Admission(**state["admission"])
         state["segments"] = tuple(SegmentEntry(**entry) for entry in state["segments"])
         return cls(**state)

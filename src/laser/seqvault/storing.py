@@ -17,6 +17,8 @@ from laser.seqvault.reading import SegmentFiles, execute, make_plan
 
 BLOCK_EVENTS = 1 << 18
 """Events packed at a time: what bounds the memory of a flush or a compaction."""
+BLOCK_USERS = 512
+"""Users repacked at a time."""
 
 
 def pack_events(
@@ -46,7 +48,40 @@ def blocks(sizes: np.ndarray) -> Iterator[tuple[int, int]]:
     yield from zip([0, *edges.tolist()], [*edges.tolist(), len(sizes)])
 
 
-def _pack_merged(layout, stored, users, keep, coming, events, own):
+def repack(
+    layout: Layout, index: Index, files: SegmentFiles, keep_last: int, keep_since: int | None
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Pack all stored histories anew, users in ascending order; yields (words, ``ENTRY`` records).
+
+    Of each user the newest ``keep_last`` events with timestamps of at least ``keep_since`` are kept.
+    """
+    users = np.sort(index.users)
+    for start in range(0, len(users), BLOCK_USERS):
+        batch = users[start : start + BLOCK_USERS]
+        # The number of events is known only after the read, so blocks of users are small.
+        plan, _ = make_plan(index, files, None, batch, None, np.full(len(batch), keep_last))
+        histories = execute(plan, layout, layout.fields)
+        owner = np.repeat(np.arange(len(batch)), histories.lengths)
+        kept = np.arange(len(owner))
+        if keep_since is not None:
+            kept = np.flatnonzero(histories[layout.names[0]] >= keep_since)
+        sizes = np.bincount(owner[kept], minlength=len(batch))
+        left = sizes > 0
+        if left.any():
+            columns = layout.columns(histories.fields, kept)
+            yield pack_sorted(layout, batch[left], np.zeros(int(left.sum()), np.int64), sizes[left], columns)
+
+
+def _pack_merged(
+    layout: Layout,
+    stored: Plan,
+    users: np.ndarray,
+    keep: np.ndarray,
+    coming: np.ndarray,
+    events: dict[str, np.ndarray],
+    own: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pack the events at positions ``own``, grouped by user, together with the stored ones they are merged with."""
     chosen = {name: values[own] for name, values in events.items()}
     owner = np.repeat(np.arange(len(users)), coming)
     if len(stored.piece_at):

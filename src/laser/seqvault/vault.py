@@ -24,6 +24,7 @@ import numpy as np
 
 from laser.schema import Feature, Schema
 from laser.seqvault import checking, log
+from laser.seqvault.admission import Admission, Policy
 from laser.seqvault.catalog import Block, Catalog
 from laser.seqvault.checking import Problem
 from laser.seqvault.index import ENTRY
@@ -36,7 +37,7 @@ from laser.seqvault.ragged import Ragged
 from laser.seqvault.reading import execute, make_plan
 from laser.seqvault.recovery import LogFollower, remove_strays
 from laser.seqvault.statistics import statistics
-from laser.seqvault.storing import blocks, pack_events, pack_sorted
+from laser.seqvault.storing import pack_events, repack
 from laser.seqvault.syncing import Sync, Syncer
 from laser.seqvault.tail import Tail
 
@@ -77,6 +78,8 @@ class SeqVault:
         path: Path | str,
         schema: Schema | Iterable[Feature | Field],
         *,
+        late: Policy = "keep",
+        duplicates: Policy = "keep",
         sync: Sync = "interval",
         tail_bytes: int = TAIL_BYTES,
     ) -> SeqVault:
@@ -85,17 +88,21 @@ class SeqVault:
         Args:
             path: its folder; made if missing.
             schema: whose ``event`` fields to store; or these fields, the timestamp first.
+            late: what to do with events older than one their user already has: ``"keep"`` sorts them in, ``"drop"``
+                leaves them out, ``"error"`` refuses the append.
+            duplicates: the same for events equal in all fields to one their user already has. Anything but ``"keep"``
+                reads the histories of the users concerned at each append.
             sync: see ``open``.
             tail_bytes: see ``open``.
 
         Raises:
             ValueError: when there is a vault already, or the fields cannot be stored.
         """
-        folder, layout = Path(path), Layout.of(schema)
+        folder, manifest = Path(path), Manifest(Layout.of(schema), Admission(late, duplicates))
         if (folder / NAME).exists():
             raise ValueError(f"there is a vault at {folder} already; open it, or remove the folder to start again")
         folder.mkdir(parents=True, exist_ok=True)
-        Manifest(layout).save(folder)
+        manifest.save(folder)
         return cls(folder, "a", sync, tail_bytes)
 
     @classmethod
@@ -173,10 +180,13 @@ class SeqVault:
             recent = self._tail.slots
             return np.union1d(self._catalog.index.users, recent["user"][recent["count"] > 0])
 
-    def append(self, users: Any, events: Mapping[str, Any]) -> None:
+    def append(self, users: Any, events: Mapping[str, Any]) -> int:
         """Add N events; they can be read at once, by this object, and by others after their ``refresh``.
 
         All of them are stored, or none if the call raises.
+
+        Returns:
+            Events stored: N less those that the vault's policies for late and duplicate events left out.
 
         Args:
             users: integer ids [N], 0 ... 2**64 - 1, in any order.
@@ -188,20 +198,24 @@ class SeqVault:
         """
         ids = user_ids(users)
         values = self.layout.coerce(events, len(ids))
-        if not len(ids):
-            return
         with self._lock:
             writer = self._require_writer()
+            admitted = self._catalog.manifest.admission.admit(self.layout, ids, values, self.read)
+            if not admitted.all():
+                ids, values = ids[admitted], {name: column[admitted] for name, column in values.items()}
+            if not len(ids):
+                return 0
             if len(ids) >= BULK_EVENTS:
                 self.checkpoint()
                 self._commit(pack_events(self.layout, self._catalog.index, self._catalog.files, ids, values))
-                return
+                return len(ids)
             payload = b"".join([ids.tobytes(), *(values[name].tobytes() for name in self.layout.names)])
             writer.write(log.APPEND, len(ids), payload)
             self._apply(log.Record(0, log.APPEND, ids, values))
             self._syncer.wrote()
             if self._tail.size * (self.layout.event_bytes + 12) > self.tail_bytes:
                 self._flush_when_possible()
+            return len(ids)
 
     def delete_user(self, user: int) -> bool:
         """Forget a user at once; the bytes leave the disk with the next ``compact``. Whether there were events."""
@@ -244,31 +258,24 @@ class SeqVault:
             users = self._tail.users[kept]
             yield from pack_events(self.layout, self._catalog.index, self._catalog.files, users, events)
 
-    def compact(self) -> None:
+    def compact(self, *, keep_last: int | None = None, keep_since: int | None = None) -> None:
         """Rewrite all segments without what was deleted or superseded, chunks cut anew from the newest event.
 
+        Args:
+            keep_last: retention by count: of each user only this many events, the newest, stay.
+            keep_since: retention by age: only events with at least this timestamp stay.
+
         Raises:
+            ValueError: when the vault is open for reading, or ``keep_last`` is negative.
             OSError: when there is no room for the new segments beside the old; everything stays as it was.
         """
+        if keep_last is not None and keep_last < 0:
+            raise ValueError(f"keep_last is {keep_last}; expected a number of events of at least 0, or None for all")
         with self._lock:
             self.checkpoint()
-            self._commit(self._all_blocks(), replace=True)
+            catalog, most = self._catalog, FOREVER if keep_last is None else keep_last
+            self._commit(repack(self.layout, catalog.index, catalog.files, most, keep_since), replace=True)
             self._save_index()
-
-    def _all_blocks(self) -> Iterator[Block]:
-        index, files, layout = self._catalog.index, self._catalog.files, self.layout
-        users = np.sort(index.users)
-        for batch in np.array_split(users, max(1, len(users) // 4096)):
-            if not len(batch):
-                continue
-            plan, _ = make_plan(index, files, None, batch, None, np.full(len(batch), FOREVER))
-            histories = execute(plan, layout, layout.fields)
-            for begin, end in blocks(histories.lengths):
-                order = np.arange(histories.offsets[begin], histories.offsets[end])
-                columns = layout.columns(histories.fields, order)
-                yield pack_sorted(
-                    layout, batch[begin:end], np.zeros(end - begin, np.int64), histories.lengths[begin:end], columns
-                )
 
     def _commit(self, packed: Iterable[Block], *, replace: bool = False) -> None:
         """Write segments, begin a new log, switch, and drop the old log and the memory."""
