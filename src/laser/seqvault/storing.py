@@ -13,7 +13,7 @@ from laser.seqvault import planning
 from laser.seqvault.index import ENTRY, Index
 from laser.seqvault.layout import Layout
 from laser.seqvault.packing import pack_chunks, worst_chunk_words
-from laser.seqvault.reading import SegmentFiles, execute, make_plan
+from laser.seqvault.reading import Plan, SegmentFiles, execute, make_plan
 
 BLOCK_EVENTS = 1 << 18
 """Events packed at a time: what bounds the memory of a flush or a compaction."""
