@@ -75,7 +75,9 @@ class Collator:
 
     def _with_side_info(self, item: np.ndarray) -> dict[str, np.ndarray]:
         """An item code and what is known about that item, per field of ``schema.target``."""
-        return {self.data.schema.item.name: item} | {name: side[item] for name, side in self.data.items.items()}
+        # take is five times faster than side[item] where an item has several values.
+        side_info = {name: side.take(item, axis=0) for name, side in self.data.items.items()}
+        return {self.data.schema.item.name: item} | side_info
 
 
 def distinct_requests(user_B: np.ndarray, time_B: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from typing import Any, Self
 
 import numpy as np
@@ -128,14 +129,12 @@ class BatchLoader:
         order = self._order()
         batches = self._prefetched(order, start) if self.workers else self._prepared(order, start)
         epoch = self.epoch
-        try:
+        with closing(batches):
             for position, batch in enumerate(batches, start + 1):
                 # An iterator that outlives its epoch must not move the position of the new one.
                 if self.epoch == epoch:
                     self._position = position
                 yield batch
-        finally:
-            batches.close()
 
     def _identity(self) -> dict[str, Any]:
         return {
