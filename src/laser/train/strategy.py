@@ -8,6 +8,7 @@ Order within ``Trainer.fit``: ``setup_environment`` (refuse bad combinations, st
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -94,6 +95,8 @@ class TorchRecStrategy(DDPStrategy):
 
     @torch.no_grad()
     def _shard_tables(self) -> None:
+        # TorchRec asks for the processes of this host where its plans count nodes; only torchrun sets it.
+        os.environ["LOCAL_WORLD_SIZE"] = str(self.num_processes)
         module = self.module
         known = {name for name, _ in sharded_collections(module)}
         shard_collections(module, self.sharding, module.table_optimizer, self.root_device)
