@@ -66,7 +66,7 @@ def list_values(table: ir.Table, name: str, feature: FeatureMap, *keep: str) -> 
         split = table.select(*keep, **{RAW: value.cast("string").split(feature.split).unnest()})
         rows = split.mutate(**{RAW: split[RAW].strip().nullif("")})
         if feature.missing:
-            rows = rows.filter(rows[RAW].isnull() | rows[RAW].notin(feature.missing))
+            rows = rows.filter(rows[RAW].isnull() | ~rows[RAW].isin(feature.missing))
     return rows.filter(rows[RAW].notnull())
 
 

@@ -167,7 +167,7 @@ def _reason(table: ir.Table) -> ir.StringValue:
     label = table["$label"]
     faults.append((_missing(label), "label is missing"))
     if not label.type().is_boolean():
-        faults.append((label.notin([0, 1]), "label is not 0 or 1"))
+        faults.append((~label.isin([0, 1]), "label is not 0 or 1"))
     cases = [(fault.coalesce(False), ibis.literal(reason)) for fault, reason in faults]
     return table[UNPARSED].coalesce(ibis.cases(*cases, else_=ibis.null("string")))
 

@@ -112,7 +112,7 @@ def _check_counts(samples: ir.Table, schema: Schema, report: dict[str, Any], fou
         code = samples[feature.name]
         strays = _count(samples.filter((code < 1) | (code >= feature.cardinality)))
         found.add(strays > 0, f"{strays} samples have a {feature.name} code outside 1 ... {feature.cardinality} - 1")
-    strays = _count(samples.filter(samples[schema.label.name].notin([0, 1])))
+    strays = _count(samples.filter(~samples[schema.label.name].isin([0, 1])))
     found.add(strays > 0, f"{strays} samples have a label other than 0 and 1")
 
 

@@ -124,6 +124,7 @@ def plain_errors(out: Path) -> Iterator[None]:
 
     Raises:
         ValueError: in their place.
+        KeyboardInterrupt: when the user interrupted the engine.
     """
     try:
         yield
@@ -138,4 +139,9 @@ def plain_errors(out: Path) -> Iterator[None]:
             raise ValueError(f"the engine refused the data or the recipe: {first}; {cure}") from error
         if isinstance(error, pa.ArrowException):
             raise ValueError(f"a file could not be read or written: {first}") from error
+        raise
+    except RuntimeError as error:
+        # DuckDB wraps Ctrl-C while a query runs.
+        if isinstance(error.__cause__, KeyboardInterrupt):
+            raise KeyboardInterrupt from error
         raise

@@ -54,7 +54,7 @@ def test_wrong_paths(refuse, write, tmp_path):
 
 
 def test_unknown_key(refuse, write):
-    assert "unknown key 'colum'; did you mean 'column'?" in refuse(write(user={"colum": "user"}))
+    assert "unknown key 'column_'; did you mean 'column'?" in refuse(write(user={"column_": "user"}))
 
 
 def test_missing_column(refuse, write):

@@ -111,6 +111,19 @@ def test_without_exchange(old, monkeypatch):
     assert list(old.parent.iterdir()) == [old]
 
 
+def test_interrupted_preparation(tmp_path, write):
+    """Ctrl-C: one line, exit code 130, nothing left."""
+    command = [Path(sys.executable).with_name("laser-prep"), "run", write(), "--out", tmp_path / "out"]
+    process = subprocess.Popen([*map(str, command)], stderr=subprocess.PIPE, text=True)
+    while not list(tmp_path.glob(".out.preparing-*/work/engine.duckdb")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    told = process.communicate(timeout=60)[1]
+    assert (process.returncode, told.count("\n")) == (130, 1), told
+    assert not list(tmp_path.glob("*out*"))
+
+
 def test_killed_preparation(laser_prep, tmp_path, small, write, log):
     """SIGKILL at several moments of a real job: the old data set stays whole, the next run succeeds."""
     out = Path(shutil.copytree(small, tmp_path / "out"))
