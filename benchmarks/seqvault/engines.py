@@ -74,7 +74,7 @@ class SeqVaultEngine:
         return self.vault.read(users, last_n=LAST_N, fields=READ).fields
 
     def append(self, user: int, event: Events) -> None:
-        self.vault.append([user], event)
+        self.vault.append_one(user, {name: values[0] for name, values in event.items()})
 
     def close(self) -> None:
         self.vault.close()

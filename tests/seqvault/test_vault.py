@@ -120,6 +120,37 @@ def test_large_appends_go_to_a_segment(vault: SeqVault, rng: np.random.Generator
     np.testing.assert_array_equal(vault.read([7])["item"], events["item"][own])
 
 
+def test_single_appends_are_read_at_once_and_in_order(path: Path, rng: np.random.Generator) -> None:
+    fields, model, events = FIELDS[:5], Model(), make_events(rng, 6000)
+    users = rng.integers(0, 4, 6000)
+    with SeqVault.create(path, fields, tail_bytes=100_000) as vault:
+        for index, user in enumerate(users.tolist()):
+            event = {field.name: events[field.name][index].item() for field in fields}
+            one = {name: np.array([value], events[name].dtype) for name, value in event.items()}
+            model.append(np.array([user]), one)
+            if index % 7 == 0:
+                vault.append([user], one)
+            else:
+                assert vault.append_one(user, event) == 1
+            if index % 600 == 0:
+                model.compare(vault, np.arange(5))
+        model.compare(vault, np.arange(5))
+        vault.delete_user(3)
+        model.histories.pop(3)
+        for bad, message in (({"category": 70_000}, "outside uint16"), ({"time": "x"}, "convert them first")):
+            with pytest.raises(ValueError, match=message):
+                vault.append_one(1, event | bad)
+        with pytest.raises(ValueError, match="missing"):
+            vault.append_one(1, {"time": 1})
+        with pytest.raises(ValueError, match="expected 0"):
+            vault.append_one(-1, event)
+        vault.append_one(1, event)
+        model.append(np.array([1]), one)
+    with SeqVault.open(path) as vault:
+        model.compare(vault, np.arange(5))
+        assert vault.check() == []
+
+
 def test_memory_budget_is_kept(path: Path, rng: np.random.Generator) -> None:
     model = Model()
     with SeqVault.create(path, FIELDS, tail_bytes=100_000) as vault:

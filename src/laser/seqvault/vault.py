@@ -36,6 +36,7 @@ from laser.seqvault.planning import FOREVER
 from laser.seqvault.ragged import Ragged
 from laser.seqvault.reading import execute, make_plan
 from laser.seqvault.recovery import LogFollower, remove_strays
+from laser.seqvault.single import MOST, SingleEvents
 from laser.seqvault.statistics import statistics
 from laser.seqvault.storing import pack_events, repack
 from laser.seqvault.syncing import Sync, Syncer
@@ -64,8 +65,10 @@ class SeqVault:
         self._writer_lock = WriterLock(self.path) if mode == "a" else None
         try:
             self._catalog = Catalog(self.path)
-            self._tail = Tail(self.layout)
+            self._memory = Tail(self.layout)
+            self._single = SingleEvents(self.layout)
             follower = self._follow()
+            self._selective = self._catalog.manifest.admission != Admission()
             if mode == "a":
                 self._start_writing(follower)
         except BaseException:
@@ -213,9 +216,42 @@ class SeqVault:
             writer.write(log.APPEND, len(ids), payload)
             self._apply(log.Record(0, log.APPEND, ids, values))
             self._syncer.wrote()
-            if self._tail.size * (self.layout.event_bytes + 12) > self.tail_bytes:
-                self._flush_when_possible()
+            self._keep_budget()
             return len(ids)
+
+    def append_one(self, user: int, event: Mapping[str, Any]) -> int:
+        """``append`` for one event of scalars, several times as fast.
+
+        Args:
+            user: integer id.
+            event: one value per field.
+
+        Raises:
+            ValueError: as ``append``.
+            OSError: as ``append``.
+        """
+        payload = self._single.pack(user, event)
+        if payload is None or self._selective:
+            return self.append([user], {name: [value] for name, value in event.items()})
+        with self._lock:
+            self._require_writer().write(log.APPEND, 1, payload)
+            self._single.add(payload)
+            self._syncer.wrote()
+            if len(self._single) >= MOST:
+                self._keep_budget()
+        return 1
+
+    @property
+    def _tail(self) -> Tail:
+        """Recent events, single ones included."""
+        if len(self._single):
+            users, events = self._single.take()
+            self._memory.append(users, events, self._catalog.index.table, self._catalog.index.rows)
+        return self._memory
+
+    def _keep_budget(self) -> None:
+        if self._tail.size * (self.layout.event_bytes + 12) > self.tail_bytes:
+            self._flush_when_possible()
 
     def delete_user(self, user: int) -> bool:
         """Forget a user at once; the bytes leave the disk with the next ``compact``. Whether there were events."""
@@ -287,7 +323,7 @@ class SeqVault:
             new.close()
             new.path.unlink(missing_ok=True)
             raise
-        self._log, self._tail = new, Tail(self.layout)
+        self._log, self._memory = new, Tail(self.layout)
         self._syncer.follow(new)
         old.close()
         remove_strays(self.path, self._catalog.manifest)
@@ -327,7 +363,7 @@ class SeqVault:
         """Read the logs, and again when the manifest has moved on meanwhile."""
         while True:
             if self._follower is None:
-                self._tail = Tail(self.layout)
+                self._memory = Tail(self.layout)
                 self._follower = LogFollower(self.path, self._catalog.manifest)
             with contextlib.suppress(FileNotFoundError):  # removed by a checkpoint: the manifest has moved on
                 self._follower.catch_up(self._apply)
