@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -125,17 +126,19 @@ def test_interrupted_preparation(tmp_path, write):
 
 
 def test_killed_preparation(laser_prep, tmp_path, small, write, log):
-    """SIGKILL at several moments of a real job: the old data set stays whole, the next run succeeds."""
+    """SIGKILL at several moments of a real job: the old data set or the new one is there whole, the next run succeeds."""
     out = Path(shutil.copytree(small, tmp_path / "out"))
     before = {path.relative_to(out): path.read_bytes() for path in out.rglob("*") if path.is_file()}
     recipe = write(note="again")
-    for seconds in (0.7, 1.1, 1.5):
+    for seconds in (0.6, 0.9, 1.2):
         command = [Path(sys.executable).with_name("laser-prep"), "run", recipe, "--out", out]
         process = subprocess.Popen([*map(str, command)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         time.sleep(seconds)
         if process.poll() is None:
             os.kill(process.pid, signal.SIGKILL)
-        if process.wait() == 0:
+        process.wait()
+        if json.loads((out / "report.json").read_text())["note"] == "again":  # killed after the switch
+            assert laser_prep("check", out).returncode == 0
             break
         assert {path.relative_to(out): path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
     done = laser_prep("run", recipe, "--out", out)
