@@ -126,7 +126,7 @@ def test_interrupted_preparation(tmp_path, write):
 
 
 def test_killed_preparation(laser_prep, tmp_path, small, write, log):
-    """SIGKILL at several moments of a real job: the old data set or the new one is there whole, the next run succeeds."""
+    """SIGKILL at several moments of a real job: the old or the new data set is there whole; the next run succeeds."""
     out = Path(shutil.copytree(small, tmp_path / "out"))
     before = {path.relative_to(out): path.read_bytes() for path in out.rglob("*") if path.is_file()}
     recipe = write(note="again")
