@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from laser.seqvault import snapshot
+from laser.seqvault.admission import Admission
 from laser.seqvault.durable import sync_directory
 from laser.seqvault.index import MAX_SEGMENT_WORDS, MAX_SLOTS, Index
 from laser.seqvault.manifest import Manifest, SegmentEntry
@@ -36,6 +37,8 @@ class Catalog:
         self.folder = folder
         self.written = 0
         """Bytes of segments written since opening."""
+        self.in_doubt = False
+        """Whether a failure left open which state is on disk; only opening the vault again can tell."""
         for attempt in range(8):
             self.manifest = Manifest.load(folder)
             try:
@@ -55,6 +58,8 @@ class Catalog:
             try:
                 self.index, done = snapshot.load(self.folder, manifest.snapshot), manifest.snapshot_segments
             except ValueError as error:
+                if Manifest.load(self.folder).generation != manifest.generation:
+                    raise FileNotFoundError(str(error)) from None  # replaced meanwhile: start again
                 self.index_lost = True
                 warnings.warn(f"{error}; the index is rebuilt from the segments", stacklevel=2)
         for entry in manifest.segments[done:]:
@@ -92,7 +97,11 @@ class Catalog:
             if len(free) < len(writers):
                 raise ValueError(f"{self.folder} has {MAX_SLOTS} segments, the most there can be; run compact")
             self._switch(entries, directories, log, replace)
-        except BaseException:
+        except BaseException as error:
+            if Manifest.load(self.folder).generation != self.manifest.generation:
+                # Replaced, but perhaps not durably: the files of both states must stay.
+                self.in_doubt = True
+                raise OSError(f"{self.folder} may not have been made durable ({error}); open it again") from error
             for writer in writers:
                 writer.abandon()
             raise
@@ -152,6 +161,11 @@ class Catalog:
         self.index_lost = False
         if old.snapshot:
             (self.folder / snapshot.file_name(old.snapshot)).unlink(missing_ok=True)
+
+    @property
+    def selective(self) -> bool:
+        """Whether some events may be left out or refused."""
+        return self.manifest.admission != Admission()
 
     @property
     def snapshot_due(self) -> bool:

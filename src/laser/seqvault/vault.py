@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -23,11 +23,10 @@ from typing import Any, Literal
 import numpy as np
 
 from laser.schema import Feature, Schema
-from laser.seqvault import checking, log
+from laser.seqvault import checking
 from laser.seqvault.admission import Admission, Policy
 from laser.seqvault.catalog import Block, Catalog
 from laser.seqvault.checking import Problem
-from laser.seqvault.index import ENTRY
 from laser.seqvault.layout import Field, Layout, user_ids
 from laser.seqvault.lock import WriterLock
 from laser.seqvault.manifest import NAME, Manifest
@@ -35,12 +34,10 @@ from laser.seqvault.merging import read_mixed, splice
 from laser.seqvault.planning import FOREVER
 from laser.seqvault.ragged import Ragged
 from laser.seqvault.reading import execute, make_plan
-from laser.seqvault.recovery import LogFollower, remove_strays
-from laser.seqvault.single import MOST, SingleEvents
+from laser.seqvault.recent import Recent
 from laser.seqvault.statistics import statistics
 from laser.seqvault.storing import pack_events, repack
 from laser.seqvault.syncing import Sync, Syncer
-from laser.seqvault.tail import Tail
 
 TAIL_BYTES = 64 << 20
 CLOSE_EVENTS = 4096
@@ -59,20 +56,18 @@ class SeqVault:
         self.path, self.mode, self.tail_bytes = Path(path), mode, tail_bytes
         self._lock = threading.RLock()
         self._closed = False
-        self._log: log.LogWriter | None = None
-        self._follower: LogFollower | None = None
+        self._recent: Recent | None = None
         self._syncer = Syncer(sync if mode == "a" else "none")
         self._writer_lock = WriterLock(self.path) if mode == "a" else None
         try:
             self._catalog = Catalog(self.path)
-            self._memory = Tail(self.layout)
-            self._single = SingleEvents(self.layout)
-            follower = self._follow()
-            self._selective = self._catalog.manifest.admission != Admission()
+            self._recent = Recent(self.path, self._catalog)
             if mode == "a":
-                self._start_writing(follower)
+                self._recent.start_writing(self._syncer)
+                if self._catalog.index_lost:
+                    self._save_index()
         except BaseException:
-            self.close()
+            self._release()
             raise
 
     @classmethod
@@ -167,10 +162,10 @@ class SeqVault:
         wanted = np.full(len(ids), FOREVER if last_n is None else last_n, np.int64)
         cut = None if before is None else _cuts(before, len(ids))
         with self._lock:
-            self._require_open()
+            tail = self._opened().tail
             index, files, layout = self._catalog.index, self._catalog.files, self.layout
-            plan, mixed = make_plan(index, files, self._tail, ids, cut, wanted)
-            finish = read_mixed(index, files, self._tail, ids[mixed]) if len(mixed) else None
+            plan, mixed = make_plan(index, files, tail, ids, cut, wanted)
+            finish = read_mixed(index, files, tail, ids[mixed]) if len(mixed) else None
         found = execute(plan, layout, chosen)
         if finish is None:
             return found
@@ -179,8 +174,7 @@ class SeqVault:
     def users(self) -> np.ndarray:
         """Ids of all users with at least one event, uint64, ascending."""
         with self._lock:
-            self._require_open()
-            recent = self._tail.slots
+            recent = self._opened().tail.slots
             return np.union1d(self._catalog.index.users, recent["user"][recent["count"] > 0])
 
     def append(self, users: Any, events: Mapping[str, Any]) -> int:
@@ -202,7 +196,7 @@ class SeqVault:
         ids = user_ids(users)
         values = self.layout.coerce(events, len(ids))
         with self._lock:
-            writer = self._require_writer()
+            recent = self._writing()
             admitted = self._catalog.manifest.admission.admit(self.layout, ids, values, self.read)
             if not admitted.all():
                 ids, values = ids[admitted], {name: column[admitted] for name, column in values.items()}
@@ -212,11 +206,8 @@ class SeqVault:
                 self.checkpoint()
                 self._commit(pack_events(self.layout, self._catalog.index, self._catalog.files, ids, values))
                 return len(ids)
-            payload = b"".join([ids.tobytes(), *(values[name].tobytes() for name in self.layout.names)])
-            writer.write(log.APPEND, len(ids), payload)
-            self._apply(log.Record(0, log.APPEND, ids, values))
-            self._syncer.wrote()
-            self._keep_budget()
+            recent.append(ids, values)
+            self._keep_budget(recent)
             return len(ids)
 
     def append_one(self, user: int, event: Mapping[str, Any]) -> int:
@@ -230,47 +221,34 @@ class SeqVault:
             ValueError: as ``append``.
             OSError: as ``append``.
         """
-        payload = self._single.pack(user, event)
-        if payload is None or self._selective:
-            return self.append([user], {name: [value] for name, value in event.items()})
         with self._lock:
-            self._require_writer().write(log.APPEND, 1, payload)
-            self._single.add(payload)
-            self._syncer.wrote()
-            if len(self._single) >= MOST:
-                self._keep_budget()
+            recent = self._writing()
+            payload = recent.pack_one(user, event)
+            if payload is None or self._catalog.selective:
+                return self.append([user], {name: [value] for name, value in event.items()})
+            if recent.append_one(payload):
+                self._keep_budget(recent)
         return 1
 
-    @property
-    def _tail(self) -> Tail:
-        """Recent events, single ones included."""
-        if len(self._single):
-            users, events = self._single.take()
-            self._memory.append(users, events, self._catalog.index.table, self._catalog.index.rows)
-        return self._memory
-
-    def _keep_budget(self) -> None:
-        if self._tail.size * (self.layout.event_bytes + 12) > self.tail_bytes:
-            self._flush_when_possible()
+    def _keep_budget(self, recent: Recent) -> None:
+        """Checkpoint when memory is full; if the disk is too, events stay in log and memory, which suffice."""
+        if recent.nbytes <= self.tail_bytes:
+            return
+        try:
+            self.checkpoint()
+        except OSError as error:
+            message = f"the vault at {self.path} could not write a segment ({error}); it keeps events in memory"
+            warnings.warn(message, stacklevel=3)
+            self.tail_bytes += self.tail_bytes // 4
 
     def delete_user(self, user: int) -> bool:
         """Forget a user at once; the bytes leave the disk with the next ``compact``. Whether there were events."""
         ids = user_ids(user)
         with self._lock:
-            writer = self._require_writer()
-            known = len(self.read(ids, last_n=1, fields=[self.layout.names[0]])[self.layout.names[0]]) > 0
-            writer.write(log.DELETE, 1, ids.tobytes())
-            self._apply(log.Record(0, log.DELETE, ids, {}))
-            self._syncer.wrote()
+            recent = self._writing()
+            known = bool(self.read(ids, last_n=1, fields=self.layout.names[:1]).lengths[0])
+            recent.delete(ids)
             return known
-
-    def _apply(self, record: log.Record) -> None:
-        if record.kind == log.DELETE:
-            for user in record.users:
-                self._catalog.index.forget(user)
-                self._tail.forget(user)
-        else:
-            self._tail.append(record.users, record.events, self._catalog.index.table, self._catalog.index.rows)
 
     def checkpoint(self) -> None:
         """Move recent events from log and memory into a segment.
@@ -279,20 +257,9 @@ class SeqVault:
             OSError: when it cannot be written; everything stays as it was.
         """
         with self._lock:
-            self._require_writer()
-            if self._tail.size or self._tail.forgotten:
-                self._commit(self._tail_blocks())
-
-    def _tail_blocks(self) -> Iterator[Block]:
-        if self._tail.forgotten:
-            entries = np.zeros(len(self._tail.forgotten), ENTRY)
-            entries["user"] = sorted(self._tail.forgotten)
-            yield np.empty(0, np.uint64), entries
-        kept = self._tail.kept()
-        if len(kept):
-            events = {name: values[kept] for name, values in self._tail.events.items()}
-            users = self._tail.users[kept]
-            yield from pack_events(self.layout, self._catalog.index, self._catalog.files, users, events)
+            recent = self._writing()
+            if recent.tail.size or recent.tail.forgotten:
+                self._commit(recent.blocks())
 
     def compact(self, *, keep_last: int | None = None, keep_since: int | None = None) -> None:
         """Rewrite all segments without what was deleted or superseded, chunks cut anew from the newest event.
@@ -315,37 +282,15 @@ class SeqVault:
 
     def _commit(self, packed: Iterable[Block], *, replace: bool = False) -> None:
         """Write segments, begin a new log, switch, and drop the old log and the memory."""
-        old = self._require_writer()
-        new = log.LogWriter(self.path, old.number + 1, self.layout, old.sequence)
+        recent = self._writing()
+        new = recent.next_log()
         try:
             self._catalog.commit(packed, (new.number, new.sequence), replace=replace)
-        except BaseException:
-            new.close()
-            new.path.unlink(missing_ok=True)
+        except BaseException as error:
+            recent.discard(new, error)
             raise
-        self._log, self._memory = new, Tail(self.layout)
-        self._syncer.follow(new)
-        old.close()
-        remove_strays(self.path, self._catalog.manifest)
+        recent.move_to(new)
         if self._catalog.snapshot_due:
-            self._save_index()
-
-    def _flush_when_possible(self) -> None:
-        """Checkpoint; when the disk is full the events stay in memory and log, which are complete without it."""
-        try:
-            self.checkpoint()
-        except OSError as error:
-            warnings.warn(
-                f"the vault at {self.path} could not write a segment ({error}); it keeps events in memory", stacklevel=3
-            )
-            self.tail_bytes += self.tail_bytes // 4
-
-    def _start_writing(self, follower: LogFollower) -> None:
-        follower.repair()
-        remove_strays(self.path, self._catalog.manifest)
-        self._log = log.LogWriter(self.path, follower.number, self.layout, follower.expected)
-        self._syncer.follow(self._log)
-        if self._catalog.index_lost:
             self._save_index()
 
     def refresh(self) -> None:
@@ -355,34 +300,19 @@ class SeqVault:
             ValueError: when what it wrote is damaged.
         """
         with self._lock:
-            self._require_open()
-            if self.mode == "r":
-                self._follow()
-
-    def _follow(self) -> LogFollower:
-        """Read the logs, and again when the manifest has moved on meanwhile."""
-        while True:
-            if self._follower is None:
-                self._memory = Tail(self.layout)
-                self._follower = LogFollower(self.path, self._catalog.manifest)
-            with contextlib.suppress(FileNotFoundError):  # removed by a checkpoint: the manifest has moved on
-                self._follower.catch_up(self._apply)
-            if not self._catalog.refresh():
-                return self._follower
-            self._follower.close()
-            self._follower = None
+            if self._opened().log is None:
+                self._opened().follow()
 
     def check(self) -> list[Problem]:
         """Examine every byte of the files; returns what is wrong, nothing when all is well."""
         with self._lock:
-            self._require_open()
+            self._opened()
             return checking.check_folder(self.path)
 
     def stats(self) -> dict[str, int | float]:
         """Figures about the vault: counts, bytes on disk and in memory."""
         with self._lock:
-            self._require_open()
-            return statistics(self._catalog, self._tail, self.path)
+            return statistics(self._catalog, self._opened().tail, self.path)
 
     def sync(self) -> None:
         """Make everything appended so far durable, whatever the policy.
@@ -391,36 +321,40 @@ class SeqVault:
             OSError: when the system cannot.
         """
         with self._lock:
-            self._require_writer().sync()
+            log = self._writing().log
+            assert log is not None
+            log.sync()
 
     def close(self) -> None:
         """Make everything durable and let the next writer in. Closing twice is fine."""
         with self._lock:
             if self._closed:
                 return
-            if self._follower is not None:
-                self._follower.close()
             try:
-                if self._log is not None:
-                    self._finish_writing(self._log)
+                if self._recent is not None and self._recent.log is not None:
+                    self._finish_writing(self._recent)
             finally:
-                self._closed = True
-                self._syncer.stop()
-                if self._log is not None:
-                    self._log.close()
-                if self._writer_lock is not None:
-                    self._writer_lock.release()
+                self._release()
 
-    def _finish_writing(self, writer: log.LogWriter) -> None:
-        writer.sync()
-        if self._tail.size >= CLOSE_EVENTS or self._tail.forgotten:
-            self._flush_when_possible()
+    def _release(self) -> None:
+        self._closed = True
+        self._syncer.stop()
+        if self._recent is not None:
+            self._recent.close()
+        if self._writer_lock is not None:
+            self._writer_lock.release()
+
+    def _finish_writing(self, recent: Recent) -> None:
+        self.sync()
+        if recent.tail.size >= CLOSE_EVENTS or recent.tail.forgotten:
+            with contextlib.suppress(OSError):  # the log has everything
+                self.checkpoint()
         self._save_index()
 
     def _save_index(self) -> None:
         """Save the index where that is possible; without it the next opening takes longer."""
         # While a deletion is only in the log, the index is ahead of the segments and must not be saved.
-        if not self._tail.forgotten:
+        if self._recent is not None and not self._recent.tail.forgotten:
             with contextlib.suppress(OSError):
                 self._catalog.save_index()
 
@@ -432,15 +366,16 @@ class SeqVault:
     ) -> None:
         self.close()
 
-    def _require_open(self) -> None:
-        if self._closed:
+    def _opened(self) -> Recent:
+        if self._closed or self._recent is None:
             raise ValueError(f"the vault at {self.path} is closed; open it again")
+        return self._recent
 
-    def _require_writer(self) -> log.LogWriter:
-        self._require_open()
-        if self._log is None:
+    def _writing(self) -> Recent:
+        recent = self._opened()
+        if recent.log is None:
             raise ValueError(f"the vault at {self.path} is open for reading; open it with mode 'a' to change it")
-        return self._log
+        return recent
 
 
 def _cuts(before: Any, size: int) -> np.ndarray:
