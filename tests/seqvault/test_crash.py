@@ -95,7 +95,7 @@ def test_killed_writers_many_times(tmp_path: Path) -> None:
 
 
 FILLER = """
-import resource, signal, sys, warnings
+import os, pathlib, resource, signal, sys, warnings
 import numpy as np
 from laser.seqvault import SeqVault
 
@@ -124,8 +124,11 @@ with SeqVault.open(path, "a", sync="none", tail_bytes=40_000 if mode == "flush" 
     assert failed, "the limit was never met"
     times = np.arange(number, number + 8)
     vault.append(times % 8, {"time": times, "item": times.astype(np.uint32)})
+    print(number + 8, flush=True)
+    if mode == "append":
+        os._exit(0)  # what lies in the log now must be whole
+    assert len(list(pathlib.Path(path).glob("*.seg"))) == vault.stats()["segments"]  # nothing half-written stays
     vault.checkpoint()
-    print(number + 8)
 """
 
 

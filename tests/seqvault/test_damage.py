@@ -95,6 +95,14 @@ def test_missing_log_between_others_is_noticed(path: Path) -> None:
         times_of(path)
 
 
+def test_end_of_an_earlier_log_cut_is_noticed(path: Path) -> None:
+    log, ends = make_log(path, "always")
+    SeqVault.open(path, "a").close()
+    log.write_bytes(log.read_bytes()[: ends[-2]])
+    with pytest.raises(ValueError, match=r"begins with record 7, but .* before record 6"):
+        times_of(path)
+
+
 def test_every_byte_of_a_segment_flipped(path: Path, rng: np.random.Generator) -> None:
     with SeqVault.create(path, SMALL) as vault:
         for user in range(3):

@@ -1,8 +1,8 @@
 """The write-ahead log: every append and deletion, in order, before it is acknowledged.
 
-A file starts with 64 bytes (magic, version, CRC32C, number, fields' fingerprint) and continues with records: 32 bytes
-of header (magic, CRC32C of the rest, sequence number, events, kind, payload bytes), then for an append the users
-(uint64) and each field's values one after the other.
+A file starts with 64 bytes (magic, version, CRC32C, number, fields' fingerprint, first sequence number) and continues
+with records: 32 bytes of header (magic, CRC32C of the rest, sequence number, events, kind, payload bytes), then for an
+append the users (uint64) and each field's values one after the other.
 
 A record that a crash cut short ends the log. A flag tells that everything before a record was durable when it was
 written: if such a record follows unreadable bytes, these were damaged, not cut short, and the log is refused.
@@ -24,7 +24,7 @@ from laser.seqvault.layout import Layout
 from laser.seqvault.segment import fingerprint
 
 VERSION = 1
-FILE = struct.Struct("<8sIIQQ32x")
+FILE = struct.Struct("<8sIIQQQ24x")
 RECORD = struct.Struct("<IIQIIQ")
 FILE_MAGIC, RECORD_MAGIC = b"LASERLOG", 0x44524352
 APPEND, DELETE = 1, 2
@@ -36,9 +36,9 @@ def file_name(number: int) -> str:
     return f"log-{number:08d}.wal"
 
 
-def _file_header(number: int, layout: Layout) -> bytes:
-    bare = FILE.pack(FILE_MAGIC, VERSION, 0, number, fingerprint(layout))
-    return FILE.pack(FILE_MAGIC, VERSION, crc32c(bare), number, fingerprint(layout))
+def _file_header(number: int, layout: Layout, sequence: int) -> bytes:
+    bare = FILE.pack(FILE_MAGIC, VERSION, 0, number, fingerprint(layout), sequence)
+    return FILE.pack(FILE_MAGIC, VERSION, crc32c(bare), number, fingerprint(layout), sequence)
 
 
 def encode(sequence: int, kind: int, count: int, payload: bytes) -> bytes:
@@ -53,7 +53,7 @@ class LogWriter:
     def __init__(self, folder: Path, number: int, layout: Layout, sequence: int) -> None:
         self.number, self.path, self.sequence = number, folder / file_name(number), sequence
         self.file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-        write_all(self.file, _file_header(number, layout))
+        write_all(self.file, _file_header(number, layout, sequence))
         os.fsync(self.file)
         sync_directory(folder)
         self.position = self.durable = FILE.size
@@ -126,35 +126,36 @@ class LogReader:
         self.unread = 0
         """Bytes after the last readable record."""
 
-    def _read_header(self) -> bool:
+    def _read_header(self, expected: int) -> bool:
         """Whether the header is complete; a log cut short within it was never written to."""
         head = os.pread(self._file.fileno(), FILE.size, 0)
         if len(head) < FILE.size:
             return False
-        if head != _file_header(self.number, self.layout):
-            magic, version, checksum, found, fields = FILE.unpack(head)
-            intact = checksum == crc32c(FILE.pack(magic, version, 0, found, fields))
-            if magic == FILE_MAGIC and intact and version != VERSION:
-                raise ValueError(
-                    f"{self.path} has format version {version}, this release reads {VERSION}; update laser"
-                )
+        if head == _file_header(self.number, self.layout, expected):
+            self.position = FILE.size
+            return True
+        magic, version, checksum, number, fields, sequence = FILE.unpack(head)
+        intact = magic == FILE_MAGIC and checksum == crc32c(FILE.pack(magic, version, 0, number, fields, sequence))
+        if intact and version != VERSION:
+            raise ValueError(f"{self.path} has format version {version}, this release reads {VERSION}; update laser")
+        if head == _file_header(self.number, self.layout, sequence):
             raise ValueError(
-                f"{self.path} is damaged at offset 0: its header is not that of log {self.number}; restore it"
+                f"{self.path} begins with record {sequence}, but what precedes it ends before record {expected}: "
+                f"the log before it is damaged at its end; restore it from a copy"
             )
-        self.position = FILE.size
-        return True
+        raise ValueError(f"{self.path} is damaged at offset 0: its header is not that of log {self.number}; restore it")
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
 
-    def records(self, expected: int | None = None) -> Iterator[Record]:
+    def records(self, expected: int) -> Iterator[Record]:
         """Readable records from the current position; ``expected`` is the first one's sequence number.
 
         Raises:
             ValueError: when the file is of another version, or records that had been durable are unreadable.
         """
-        if not self.position and not self._read_header():
+        if not self.position and not self._read_header(expected):
             return
         self._file.seek(self.position)
         data = memoryview(self._file.read())
@@ -185,14 +186,14 @@ def _readable(data: memoryview, at: int, expected: int | None) -> int:
     return size if crc32c(data[at + 8 : at + size]) == checksum else 0
 
 
-def _durable_beyond(data: memoryview, at: int, expected: int | None) -> int:
+def _durable_beyond(data: memoryview, at: int, expected: int) -> int:
     """Position of an intact later record before which all was durable, or -1."""
     mark, raw = struct.pack("<I", RECORD_MAGIC), bytes(data[at:])
     found = raw.find(mark)
     while found >= 0:
         if _readable(data, at + found, None):
             _, _, sequence, _, kind, _ = RECORD.unpack_from(data, at + found)
-            if kind & DURABLE_BEFORE and sequence > (expected or 0):
+            if kind & DURABLE_BEFORE and sequence > expected:
                 return at + found
         found = raw.find(mark, found + 1)
     return -1

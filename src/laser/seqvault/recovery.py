@@ -16,8 +16,6 @@ class LogFollower:
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self.folder, self.layout = folder, manifest.layout
         self.number, self.expected = manifest.first_log, manifest.first_sequence
-        self.cut_off = 0
-        """Bytes of an unfinished record at the end."""
         self._reader: log.LogReader | None = None
 
     def catch_up(self, apply: Callable[[log.Record], None]) -> None:
@@ -32,11 +30,12 @@ class LogFollower:
                     self._require_last(self.number)
                     return
                 self._reader = log.LogReader(self.folder, self.number, self.layout)
+            # Looked for before reading: then nothing can be added to this log after we have read it.
+            followed = (self.folder / log.file_name(self.number + 1)).exists()
             for record in self._reader.records(self.expected):
                 apply(record)
                 self.expected = record.sequence + 1
-            self.cut_off = self._reader.unread
-            if not (self.folder / log.file_name(self.number + 1)).exists():
+            if not followed:
                 self._require_last(self.number + 1)
                 return
             self._next()
