@@ -28,7 +28,8 @@ class SamplesProgressBar(RichProgressBar):
 
     def configure_columns(self, trainer: Trainer) -> list[Any]:
         """Lightning's columns with the speed in samples."""
-        samples_per_batch = trainer.datamodule.batch_size  # type: ignore[attr-defined]
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        samples_per_batch = data.batch_size if trainer.state.fn == "fit" else data.evaluation_batch_size
         return [*super().configure_columns(trainer)[:-1], SamplesPerSecond(samples_per_batch)]
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
