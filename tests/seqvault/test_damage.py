@@ -14,7 +14,9 @@ import pytest
 from laser.seqvault import Field, SeqVault
 from laser.seqvault.checksum import crc32c, crc32c_words
 from laser.seqvault.layout import Layout
-from laser.seqvault.log import FILE, LogWriter
+from laser.seqvault.log import FILE, LogWriter, Record
+from laser.seqvault.manifest import Manifest
+from laser.seqvault.recovery import LogFollower
 from tests.seqvault.conftest import FIELDS, Model, make_events
 
 SMALL = (Field("time", "int64"), Field("item", "uint16"))
@@ -244,6 +246,45 @@ def test_a_failed_fsync_refuses_further_appends(path: Path, monkeypatch: pytest.
     with pytest.raises(ValueError, match="could not be made durable"):
         log.write(1, 0, b"")
     log.close()
+
+
+def test_switch_that_may_not_be_durable_loses_neither_state(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(folder: Path) -> None:
+        raise OSError(5, "Input/output error")
+
+    with SeqVault.create(path, SMALL) as vault:
+        vault.append([1], small_events(0, 1))
+        with monkeypatch.context() as patch:
+            patch.setattr("laser.seqvault.durable.sync_directory", fail)  # after the rename of the manifest
+            with pytest.raises(OSError, match="open it again"):
+                vault.checkpoint()
+        assert vault.read([1])["time"].tolist() == [0]
+        with pytest.raises(ValueError, match="open the vault again"):
+            vault.append([1], small_events(1, 1))
+    assert times_of(path) == [0]
+    with SeqVault.open(path, "a") as vault:
+        vault.append([1], small_events(1, 1))
+        assert vault.check() == []
+    assert times_of(path) == [0, 1]
+
+
+def test_follower_does_not_run_past_a_log_that_grows_before_the_next_begins(path: Path) -> None:
+    vault, seen = SeqVault.create(path, SMALL), []
+
+    def apply(record: Record) -> None:
+        seen.append(record.sequence)
+        if len(seen) == 1:  # what was read is read: now the writer adds a record, and the next one begins a log
+            vault.append([1], small_events(1, 1))
+            vault.close()
+            with SeqVault.open(path, "a") as other:
+                other.append([1], small_events(2, 1))
+
+    vault.append([1], small_events(0, 1))
+    follower = LogFollower(path, Manifest.load(path))
+    for _ in range(3):
+        follower.catch_up(apply)
+    follower.close()
+    assert seen == [1, 2, 3]
 
 
 def test_compiled_checksum_equals_the_library(rng: np.random.Generator) -> None:
