@@ -87,8 +87,13 @@ class Manifest:
             raise ValueError(
                 f"{where} is damaged at offset 0: checksum {crc32c(body):08x}, expected {words[2]}; restore it"
             )
-        state = json.loads(body)
-        state["layout"] = Layout(tuple(Field(**f) for f in state["layout"]))
-        state["admission"] = Admission(**state["admission"])
-        state["segments"] = tuple(SegmentEntry(**entry) for entry in state["segments"])
-        return cls(**state)
+        try:
+            state = json.loads(body)
+            state["layout"] = Layout(tuple(Field(**field) for field in state["layout"]))
+            state["admission"] = Admission(**state["admission"])
+            state["segments"] = tuple(SegmentEntry(**entry) for entry in state["segments"])
+            return cls(**state)
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"{where} was not written by a release of laser ({error}); create the vault anew"
+            ) from None
