@@ -51,6 +51,7 @@ def runs(launch: Callable, prepared: Path, batch_size: int, tmp_path_factory) ->
             job("one resumed", checkpoint=middle("one")),
             job("one sgd", optimizer="sgd", epochs=1),
             job("one rowwise", optimizer="rowwise_adagrad", epochs=1),
+            job("one experts", experts=4, epochs=1),
         ],
     )
     launch(
@@ -63,6 +64,7 @@ def runs(launch: Callable, prepared: Path, batch_size: int, tmp_path_factory) ->
             job("two column_wise", sharding="column_wise"),
             job("two sgd", optimizer="sgd", epochs=1),
             job("two rowwise", optimizer="rowwise_adagrad", epochs=1),
+            job("two experts", experts=4, epochs=1),
             job("two table_wise from row_wise", sharding="table_wise", checkpoint=middle("one")),
         ],
     )
@@ -132,6 +134,12 @@ def test_a_checkpoint_fits_another_sharding(runs, tmp_path):
 @pytest.mark.parametrize("optimizer", ["sgd", "rowwise"])
 def test_other_table_optimizers_in_two_processes_equal_one(runs, tmp_path, optimizer):
     check_close(tensors(runs / f"two {optimizer}", tmp_path), tensors(runs / f"one {optimizer}", tmp_path))
+
+
+def test_sparse_experts_in_two_processes_equal_one(runs, tmp_path):
+    one, two = tensors(runs / "one experts", tmp_path), tensors(runs / "two experts", tmp_path)
+    assert any(name.endswith("activity_2") for name in one)
+    check_close(two, one)
 
 
 @pytest.mark.parametrize(("resumed", "whole"), [("one resumed", "one"), ("two resumed", "two"), ("one again", "one")])

@@ -67,7 +67,7 @@ def run(job: dict) -> None:
     folder = Path(job["folder"])
     watch = Watch(job.get("save_after"), folder / "middle.ckpt")
     module = CTRModule(
-        partial(Laser, **NETWORK),
+        partial(Laser, **NETWORK, experts=job.get("experts", 0)),
         TableOptimizer(name=job.get("optimizer", "adagrad"), max_gradient=job.get("max_gradient")),
         DenseOptimizer(learning_rate=0.01),
         warm_up_steps=WARM_UP,

@@ -7,7 +7,7 @@ once, and cut back per feature::
     table "action": history["action"]                                  ->  one KJT key, T rows
 
 Legend of shape suffixes: B samples; T history events, packed; K values of a multi-valued feature; N ids of one table;
-W embedding width; E concatenated embedding widths.
+R distinct ids of it; W embedding width; E concatenated embedding widths.
 """
 
 from __future__ import annotations
@@ -31,6 +31,9 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor  # noqa: E402
 
 BLOCK_ROWS = 1024
 """Rows that share one seed: any shard draws its rows in whole blocks, so that sharding does not change them."""
+FEW_ROWS = 64
+"""Up to so many distinct ids, averages of multi-valued features are a product with their counts: on one core 4 ms
+instead of 32 for 30,000 x 6 genres of width 16, forward and backward."""
 
 
 @dataclass(frozen=True)
@@ -136,37 +139,40 @@ class TableEmbeddings(nn.Module):
             + [(feature, batch.target[feature.name]) for feature in self.target]
             + [(feature, batch.context[feature.name]) for feature in self.context]
         )
-        rows = self._look_up(sources)
-        vectors = [_average(ids, row) for (_, ids), row in zip(sources, rows)]
+        vectors = self._look_up(sources)
         h, t = len(self.history), len(self.history) + len(self.target)
         return Embedded(torch.cat(vectors[:h], dim=-1), torch.cat(vectors[h:t], dim=-1), vectors[t:])
 
     def _look_up(self, sources: list[tuple[Feature, Tensor]]) -> list[Tensor]:
-        """One [N, W] tensor per source: the rows of its flattened ids."""
+        """One [B, W] or [T, W] tensor per source; multi-valued ids averaged."""
         by_table: dict[str, list[int]] = {name: [] for name in self.tables}
         for position, (feature, _) in enumerate(sources):
             by_table[str(feature.table)].append(position)
         ids = {name: torch.cat([sources[p][1].flatten() for p in places]) for name, places in by_table.items()}
         found: list[Tensor] = [torch.empty(0)] * len(sources)
-        for name, rows in self._rows(ids).items():
+        for name, (rows, index) in self._rows(ids).items():
             places = by_table[name]
-            for position, part in zip(places, rows.split([sources[p][1].numel() for p in places])):
-                found[position] = part
+            sizes = [sources[p][1].numel() for p in places]
+            if index is None:
+                for position, part in zip(places, rows.split(sizes)):
+                    found[position] = _average(sources[position][1], part)
+            else:
+                for position, part in zip(places, index.split(sizes)):
+                    found[position] = _average_of_distinct(sources[position][1], rows, part)
         return found
 
-    def _rows(self, ids: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Rows of every table for its ids, in order."""
-        inverse: dict[str, Tensor] = {}
+    def _rows(self, ids: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor | None]]:
+        """Per table the rows of its ids, in order and no index, or of its distinct ids and each id's index in them."""
+        index: dict[str, Tensor] = {}
         if self._deduplicates(next(iter(ids.values()))):
             for name, values in ids.items():
-                ids[name], inverse[name] = torch.unique(values, return_inverse=True)
+                ids[name], index[name] = torch.unique(values, return_inverse=True)
         # Start every look-up before reading the first: sharded collections answer later, and so overlap.
         answers: list[tuple[list[str], Any]] = []
         for key, collection in self.collections.items():
             names = [name for name, table in self.tables.items() if f"width_{table.width}" == key]
             answers.append((names, collection(self._jagged(names, ids))))
-        rows = {name: answer[name].values() for names, answer in answers for name in names}
-        return {name: row.index_select(0, inverse[name]) if name in inverse else row for name, row in rows.items()}
+        return {name: (answer[name].values(), index.get(name)) for names, answer in answers for name in names}
 
     def _deduplicates(self, values: Tensor) -> bool:
         return values.device.type == "cpu" if self.deduplicate is None else self.deduplicate
@@ -198,3 +204,12 @@ def _average(ids: Tensor, rows_NW: Tensor) -> Tensor:
     rows_NKW = rows_NW.view(*ids.shape, rows_NW.shape[-1])
     known_NK1 = (ids != 0).unsqueeze(-1).to(rows_NKW.dtype)
     return (rows_NKW * known_NK1).sum(1) / known_NK1.sum(1).clamp(min=1.0)
+
+
+def _average_of_distinct(ids: Tensor, rows_RW: Tensor, index_N: Tensor) -> Tensor:
+    """The same from the rows of the R distinct ids, where the row of the n-th id is ``rows_RW[index_N[n]]``."""
+    if ids.dim() == 1 or rows_RW.shape[0] > FEW_ROWS:
+        return _average(ids, rows_RW.index_select(0, index_N))
+    known_NK = (ids != 0).to(rows_RW.dtype)
+    count_NR = rows_RW.new_zeros(ids.shape[0], rows_RW.shape[0]).scatter_add_(1, index_N.view_as(ids), known_NK)
+    return (count_NR / known_NK.sum(1, keepdim=True).clamp(min=1.0)) @ rows_RW

@@ -11,11 +11,13 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from laser.batch import Batch
 from laser.model.embeddings import initial_rows
+from laser.model.rankmixer import SparseFeedForward
 from laser.schema import Schema
 from laser.train.gate_statistics import GateStatistics
 from laser.train.metrics import CTRMetrics
@@ -117,6 +119,12 @@ class CTRModule(pl.LightningModule):
         loss = local_loss(output.logit_B, batch, self.trainer.world_size, output.auxiliary_loss)
         self.log("train/loss", loss.detach(), prog_bar=True, sync_dist=True, batch_size=batch.global_size)
         return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Let every process know how many experts were active in all of them: their coefficient follows it."""
+        for module in self.network.modules():
+            if isinstance(module, SparseFeedForward):
+                dist.all_reduce(module.activity_2)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Collect logits for the validation metrics."""
