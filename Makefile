@@ -25,14 +25,14 @@ $(STAMP): pyproject.toml constraints.txt Makefile
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if v in ((3, 11), (3, 12)) else f"LASER needs Python 3.11 or 3.12, found {v[0]}.{v[1]}: run make PYTHON=python3.11")'
 	$(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install -q -c constraints.txt torch==$(TORCH) $(FBGEMM_PACKAGE)
-	$(BIN)/python -m pip install -q -c constraints.txt --no-deps torchrec==$(TORCHREC)
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install -q -c constraints.txt --no-deps torchrec==$(TORCHREC)
 	@touch $@
 
 demo: env ## prepare the bundled data, train, test and report
 	$(BIN)/laser-prep run conf/prep/movielens_small.yaml --out prepared/movielens_small
 	$(BIN)/laser fit -c conf/demo.yaml
-	$(BIN)/laser test -c conf/demo.yaml --ckpt_path $(RUN)/checkpoints/best.ckpt
+	$(BIN)/laser test -c conf/demo.yaml
 	$(BIN)/laser report $(RUN)
 	@echo "Open $(RUN)/report.html"
 

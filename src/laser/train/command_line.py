@@ -59,9 +59,9 @@ class LaserCLI(LightningCLI):
         if self.subcommand == "fit":
             if config.ckpt_path is None and (run / "config.yaml").exists() and os.environ.get("LOCAL_RANK", "0") == "0":
                 print(f"laser fit: {run} holds an earlier run; its files are replaced as new ones are written")
-            _place_in_run(config.trainer, run, first_step)
         else:
             config.trainer.logger = False  # logs tell of training; an evaluation writes its own files
+        _place_in_run(config.trainer, run, first_step)
         callbacks: list[Callback] = [Throughput(), PredictionWriter(), RunRecord()]
         if config.trainer.enable_progress_bar is not False:
             callbacks.append(SamplesProgressBar())
