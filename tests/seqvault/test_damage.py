@@ -164,8 +164,8 @@ def test_manifest_damage_and_versions(path: Path) -> None:
         manifest.write_bytes(data[:offset] + bytes([data[offset] ^ 1]) + data[offset + 1 :])
         with pytest.raises(ValueError, match="MANIFEST"):
             SeqVault.open(path)
-    manifest.write_bytes(data.replace(b"LASERVAULT 1", b"LASERVAULT 2"))
-    with pytest.raises(ValueError, match="has format version 2, this release reads 1"):
+    manifest.write_bytes(data.replace(b"LASERVAULT 2", b"LASERVAULT 3"))
+    with pytest.raises(ValueError, match="has format version 3, this release reads 1 and 2; update laser"):
         SeqVault.open(path)
 
 

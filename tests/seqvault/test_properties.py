@@ -16,6 +16,7 @@ from laser.seqvault import SeqVault
 from tests.seqvault.conftest import FIELDS, Model, make_events
 
 USERS = np.array([0, 1, 2, 2**63, 2**64 - 1], np.uint64)
+IDS = ["item", "category", "delta", "tags"]
 TIMES = st.integers(0, 40)
 
 
@@ -24,7 +25,10 @@ class VaultMachine(RuleBasedStateMachine):
     def start(self, seed: int) -> None:
         self.rng = np.random.default_rng(seed)
         self.folder = Path(tempfile.mkdtemp())
-        self.vault = SeqVault.create(self.folder / "vault", FIELDS, sync="none", tail_bytes=3000)
+        self.coded = self.rng.choice(IDS, 2, replace=False).tolist()
+        self.vault = SeqVault.create(
+            self.folder / "vault", FIELDS, dictionaries=self.coded, sync="none", tail_bytes=3000
+        )
         self.reader = SeqVault.open(self.folder / "vault")
         self.model = Model()
 
@@ -72,6 +76,11 @@ class VaultMachine(RuleBasedStateMachine):
         self.model.compare(self.vault, users, moment, last_n)
         self.reader.refresh()
         self.model.compare(self.reader, users, moment, last_n)
+        raw = self.vault.read(users, before=moment, last_n=last_n)
+        for vault in (self.vault, self.reader):
+            found = vault.read(users, before=moment, last_n=last_n, ids="codes")
+            for name in self.coded:
+                np.testing.assert_array_equal(self.vault.dictionary(name)[found[name]], raw[name])
 
     @rule()
     def check(self) -> None:

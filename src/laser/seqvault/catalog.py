@@ -11,6 +11,8 @@ import numpy as np
 
 from laser.seqvault import snapshot
 from laser.seqvault.admission import Admission
+from laser.seqvault.choosing import paying_fields
+from laser.seqvault.dictionary import Dictionaries
 from laser.seqvault.durable import sync_directory
 from laser.seqvault.index import MAX_SEGMENT_WORDS, MAX_SLOTS, Index
 from laser.seqvault.manifest import Manifest, SegmentEntry
@@ -52,7 +54,8 @@ class Catalog:
     def _load(self) -> None:
         manifest = self.manifest
         opened = {entry.slot: Segment(self.folder, entry.number, manifest.layout) for entry in manifest.segments}
-        self.files = SegmentFiles(opened)
+        ids = Dictionaries(self.folder, manifest.layout, manifest.dictionaries)
+        self.files = SegmentFiles(opened, ids)
         self.index, done, self.index_lost = Index(), 0, False
         if manifest.snapshot:
             try:
@@ -74,12 +77,15 @@ class Catalog:
         self.manifest, self.files, self.index = fresh.manifest, fresh.files, fresh.index
         return True
 
-    def commit(self, blocks: Iterable[Block], log: tuple[int, int], *, replace: bool = False) -> None:
+    def commit(
+        self, blocks: Iterable[Block], log: tuple[int, int], ids: Dictionaries, *, replace: bool = False
+    ) -> None:
         """Write blocks as segments and switch to the state that has them.
 
         Args:
             blocks: packed chunks and edits; packing may read the present state.
             log: number and first sequence number of the log that follows; older ones are no longer needed.
+            ids: dictionaries of the blocks' codes, with ids that are not durable yet.
             replace: the new segments replace all present ones instead of following them.
 
         Raises:
@@ -96,7 +102,7 @@ class Catalog:
             )
             if len(free) < len(writers):
                 raise ValueError(f"{self.folder} has {MAX_SLOTS} segments, the most there can be; run compact")
-            self._switch(entries, directories, log, replace)
+            self._switch(entries, directories, log, ids, replace)
         except BaseException as error:
             if Manifest.load(self.folder).generation != self.manifest.generation:
                 # Replaced, but perhaps not durably: the files of both states must stay.
@@ -124,19 +130,26 @@ class Catalog:
         return directories
 
     def _switch(
-        self, entries: tuple[SegmentEntry, ...], directories: list[np.ndarray], log: tuple[int, int], replace: bool
+        self,
+        entries: tuple[SegmentEntry, ...],
+        directories: list[np.ndarray],
+        log: tuple[int, int],
+        ids: Dictionaries,
+        replace: bool,
     ) -> None:
+        dictionaries = ids.save()
         sync_directory(self.folder)
         old, (first_log, first_sequence) = self.manifest, log
         changes: dict[str, Any] = {"snapshot": 0, "snapshot_segments": 0} if replace else {}
         segments = entries if replace else old.segments + entries
         number = max([old.next_number, *(entry.number + 1 for entry in entries)])
-        changes |= {"segments": segments, "next_number": number}
+        changes |= {"segments": segments, "next_number": number, "dictionaries": dictionaries}
         manifest = old.successor(first_log=first_log, first_sequence=first_sequence, **changes)
         opened = {entry.slot: Segment(self.folder, entry.number, manifest.layout) for entry in entries}
         manifest.save(self.folder)
         self.manifest = manifest
-        self.files = SegmentFiles(opened if replace else {**self.files.segments, **opened})
+        ids.saved(dictionaries)
+        self.files = SegmentFiles(opened if replace else {**self.files.segments, **opened}, ids)
         if replace:
             self.index = Index()
         for entry, directory in zip(entries, directories):
@@ -146,6 +159,11 @@ class Catalog:
                 (self.folder / file_name(entry.number)).unlink(missing_ok=True)
             if old.snapshot:
                 (self.folder / snapshot.file_name(old.snapshot)).unlink(missing_ok=True)
+
+    def choose_ids(self, users: np.ndarray, events: dict[str, np.ndarray]) -> Dictionaries:
+        """Dictionaries for a commit after which no segment without them remains, judged by a sample of events."""
+        ids = self.files.ids
+        return ids.with_added(paying_fields(ids, users, events)) if self.manifest.choose_dictionaries else ids
 
     def save_index(self) -> None:
         """Save a snapshot of the index and make the manifest name it."""

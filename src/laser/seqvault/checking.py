@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from laser.seqvault import planning, snapshot
+from laser.seqvault.dictionary import Dictionaries
 from laser.seqvault.index import ENTRY, Index, place_of
 from laser.seqvault.manifest import Manifest, SegmentEntry
 from laser.seqvault.packing import unpack
@@ -36,12 +37,12 @@ def check_folder(folder: Path) -> list[Problem]:
         manifest = Manifest.load(folder)
     except ValueError as error:
         return [Problem(folder, str(error))]
-    rebuilt = Index()
+    rebuilt, ids = Index(), _check_dictionaries(folder, manifest, problems)
     for position in range(len(manifest.segments) + 1):
         if manifest.snapshot and position == manifest.snapshot_segments:
             _check_snapshot(folder, manifest, rebuilt, problems)
         for entry in manifest.segments[position : position + 1]:
-            rebuilt.apply(_check_segment(folder, manifest, entry, problems), entry.slot)
+            rebuilt.apply(_check_segment(folder, manifest, entry, ids, problems), entry.slot)
     try:
         LogFollower(folder, manifest).catch_up(lambda record: None)
     except ValueError as error:
@@ -49,7 +50,22 @@ def check_folder(folder: Path) -> list[Problem]:
     return problems
 
 
-def _check_segment(folder: Path, manifest: Manifest, entry: SegmentEntry, problems: list[Problem]) -> np.ndarray:
+def _check_dictionaries(folder: Path, manifest: Manifest, problems: list[Problem]) -> Dictionaries:
+    """Check the dictionaries; returns those that are readable."""
+    ids = Dictionaries(folder, manifest.layout, manifest.dictionaries)
+    for name, dictionary in list(ids.by_field.items()):
+        try:
+            if len(np.unique(dictionary.ids)) < len(dictionary.ids):
+                problems.append(Problem(dictionary.path, f"{dictionary.path} has an id twice; restore it from a copy"))
+        except (ValueError, OSError) as error:
+            problems.append(Problem(dictionary.path, str(error)))
+            del ids.by_field[name]
+    return ids
+
+
+def _check_segment(
+    folder: Path, manifest: Manifest, entry: SegmentEntry, ids: Dictionaries, problems: list[Problem]
+) -> np.ndarray:
     """Check one segment; returns its directory, empty when unreadable."""
     path = folder / f"segment {entry.number}"
     try:
@@ -66,11 +82,12 @@ def _check_segment(folder: Path, manifest: Manifest, entry: SegmentEntry, proble
             Problem(path, f"{path} has {size} bytes, not what its directory and the manifest say; restore it")
         )
     for start in range(0, len(chunks), BATCH_CHUNKS):
-        _check_chunks(found, chunks[start : start + BATCH_CHUNKS], manifest, problems)
+        _check_chunks(found, chunks[start : start + BATCH_CHUNKS], ids, problems)
     return directory
 
 
-def _check_chunks(found: Segment, chunks: np.ndarray, manifest: Manifest, problems: list[Problem]) -> None:
+def _check_chunks(found: Segment, chunks: np.ndarray, ids: Dictionaries, problems: list[Problem]) -> None:
+    layout = ids.layout
     places = np.array([place_of(0, c["offset"], c["words"], c["count"]) for c in chunks], np.uint64)
     offsets = np.empty(len(places), np.int64)
     arena = np.zeros(planning.arena_offsets(places, offsets) + SPARE_WORDS, np.uint64)
@@ -78,7 +95,7 @@ def _check_chunks(found: Segment, chunks: np.ndarray, manifest: Manifest, proble
     times, scratch = np.empty(1024, np.uint64), np.empty(1024, np.uint64)
     for at, chunk in enumerate(chunks):
         where = f"{found.path} is damaged at offset {int(chunk['offset']) * 8}"
-        if planning.verify(places[at : at + 1], arena, offsets[at : at + 1], manifest.layout.num_columns) >= 0:
+        if planning.verify(places[at : at + 1], arena, offsets[at : at + 1], layout.num_columns) >= 0:
             problems.append(Problem(found.path, f"{where}: a chunk does not match its checksum; restore the file"))
             continue
         count, top = int(chunk["count"]), offsets[at]
@@ -87,6 +104,13 @@ def _check_chunks(found: Segment, chunks: np.ndarray, manifest: Manifest, proble
         bounds = (int(ordered[0]), int(ordered[-1]))
         if arena[top + 1] != chunk["user"] or bounds != (chunk["first"], chunk["last"]) or (np.diff(ordered) < 0).any():
             problems.append(Problem(found.path, f"{where}: a chunk is not what the directory says; restore the file"))
+        for name, dictionary in ids.by_field.items():
+            column, length = layout.first_column[name], layout.choose([name])[0].length
+            for component in range(column, column + length):
+                unpack(arena, top, component, 0, count, times, 0, 1, scratch)
+                if times[:count].max() >= len(dictionary.ids):
+                    message = f"{where}: a chunk has codes outside {dictionary.path.name}; restore both files"
+                    problems.append(Problem(found.path, message))
 
 
 def _check_snapshot(folder: Path, manifest: Manifest, rebuilt: Index, problems: list[Problem]) -> None:

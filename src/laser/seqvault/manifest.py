@@ -12,10 +12,13 @@ from typing import Any
 
 from laser.seqvault.admission import Admission
 from laser.seqvault.checksum import crc32c
+from laser.seqvault.dictionary import DictionaryEntry
 from laser.seqvault.durable import replace_file
 from laser.seqvault.layout import Field, Layout
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READABLE = ("1", "2")
+"""Version 1 had no id dictionaries; a vault becomes version 2 when it is next written."""
 NAME = "MANIFEST"
 MAGIC = "LASERVAULT"
 
@@ -49,6 +52,9 @@ class Manifest:
     snapshot: int = 0
     """Number of the index snapshot, which covers the first ``snapshot_segments``; 0: none."""
     snapshot_segments: int = 0
+    dictionaries: tuple[DictionaryEntry, ...] = ()
+    choose_dictionaries: bool = True
+    """Whether fields get dictionaries where these pay; otherwise only those of the creation have one."""
 
     def successor(self, **changes: Any) -> Manifest:
         """The next generation."""
@@ -79,9 +85,9 @@ class Manifest:
         words = line.decode("ascii", "replace").split()
         if len(words) != 3 or words[0] != MAGIC:
             raise ValueError(f"{where} is not a vault's manifest: it starts with {line[:20]!r}, expected {MAGIC!r}")
-        if words[1] != str(FORMAT_VERSION):
+        if words[1] not in READABLE:
             raise ValueError(
-                f"{where} has format version {words[1]}, this release reads {FORMAT_VERSION}; update laser"
+                f"{where} has format version {words[1]}, this release reads {' and '.join(READABLE)}; update laser"
             )
         if words[2] != f"{crc32c(body):08x}":
             raise ValueError(
@@ -92,6 +98,7 @@ class Manifest:
             state["layout"] = Layout(tuple(Field(**field) for field in state["layout"]))
             state["admission"] = Admission(**state["admission"])
             state["segments"] = tuple(SegmentEntry(**entry) for entry in state["segments"])
+            state["dictionaries"] = tuple(DictionaryEntry(**entry) for entry in state.get("dictionaries", ()))
             return cls(**state)
         except (KeyError, TypeError) as error:
             raise ValueError(

@@ -20,11 +20,12 @@ History = dict[str, np.ndarray]
 
 
 def read_mixed(
-    index: Index, files: SegmentFiles, tail: Tail, users: np.ndarray
+    index: Index, files: SegmentFiles, tail: Tail, users: np.ndarray, codes: bool
 ) -> Callable[[Layout, Sequence[Field], np.ndarray | None, np.ndarray], list[History]]:
     """Take what is needed under the vault's lock; the function returned does the rest without it."""
-    plan, _ = make_plan(index, files, None, users, None, np.full(len(users), FOREVER))
-    recent = [_tail_events(tail, user) for user in users]
+    plan, _ = make_plan(index, files, None, users, None, np.full(len(users), FOREVER), codes=codes)
+    arrays = tail.coded(files.ids) if codes else tail.events
+    recent = [_tail_events(tail, arrays, user) for user in users]
 
     def finish(layout: Layout, fields: Sequence[Field], before: np.ndarray | None, wanted: np.ndarray) -> list[History]:
         time = layout.names[0]
@@ -43,13 +44,13 @@ def read_mixed(
     return finish
 
 
-def _tail_events(tail: Tail, user: np.uint64) -> History:
+def _tail_events(tail: Tail, arrays: History, user: np.uint64) -> History:
     positions = []
     event = int(tail.slots[find_tail(tail.slots, user)]["head"])
     while event >= 0:
         positions.append(event)
         event = int(tail.previous[event])
-    return {name: values[positions[::-1]] for name, values in tail.events.items()}
+    return {name: values[positions[::-1]] for name, values in arrays.items()}
 
 
 def splice(found: Ragged, at: np.ndarray, histories: list[History]) -> Ragged:

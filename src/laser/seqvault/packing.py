@@ -300,6 +300,52 @@ def unpack(
 
 
 @kernel
+def unpack_ids(
+    words: np.ndarray,
+    top: int,
+    column: int,
+    start: int,
+    stop: int,
+    dest: np.ndarray,
+    at: int,
+    stride: int,
+    scratch: np.ndarray,
+    ids: np.ndarray,
+) -> bool:
+    """As ``unpack``, with the values as codes into ``ids``; False when one lies outside.
+
+    A chunk's own table of codes is looked up once, not once per event: ids are spread over memory.
+    """
+    descriptors = top + HEADER_WORDS
+    area = descriptors + 2 * np.int64((words[top + 2] >> np.uint64(16)) & np.uint64(0xFFFF))
+    for other in range(column):
+        area += np.int64(words[descriptors + 2 * other] >> np.uint64(40))
+    descriptor, base = words[descriptors + 2 * column], words[descriptors + 2 * column + 1]
+    width = np.int64((descriptor >> np.uint64(8)) & np.uint64(0xFF))
+    size, step, position = np.uint64(len(ids)), np.uint64(stride), np.uint64(at)
+    if np.int64(descriptor & np.uint64(0xFF)) == LOOKUP:
+        second = np.int64((descriptor >> np.uint64(16)) & np.uint64(0xFF))
+        count = np.int64((descriptor >> np.uint64(24)) & np.uint64(0xFFFF))
+        _stream(words, area, second, 0, count, base, scratch, 0, 1)
+        if scratch[np.uint64(count - 1)] >= size:  # the table ascends
+            return False
+        for index in range(np.uint64(count)):
+            scratch[index] = ids[scratch[index]]
+        _stream_lookup(words, area + _words(count, second), width, start, stop, scratch, dest, at, stride)
+        return True
+    _stream(words, area, width, start, stop, base, scratch, 0, 1)
+    highest = ZERO
+    for index in range(np.uint64(stop - start)):
+        highest = max(highest, scratch[index])
+    if highest >= size:
+        return stop == start
+    for index in range(np.uint64(stop - start)):
+        dest[position] = ids[scratch[index]]
+        position += step
+    return True
+
+
+@kernel
 def _stream_lookup(
     words: np.ndarray,
     area: int,

@@ -11,7 +11,7 @@ import numpy as np
 from laser.seqvault.checksum import crc32c_words
 from laser.seqvault.index import count_of, find_row, offset_of, slot_of, words_of
 from laser.seqvault.jit import WILLNEED, fadvise, kernel, pread
-from laser.seqvault.packing import MAGIC, unpack
+from laser.seqvault.packing import MAGIC, unpack, unpack_ids
 from laser.seqvault.tail import EMPTY, MIXED, find_tail
 
 FOREVER = np.iinfo(np.int64).max
@@ -238,6 +238,35 @@ def unpack_pieces(
                 unpack(
                     arena, offsets[piece_at[piece]], column, start, stop, dest, at * stride + component, stride, scratch
                 )
+
+
+@kernel
+def unpack_id_pieces(
+    piece_off: np.ndarray,
+    piece_at: np.ndarray,
+    piece_start: np.ndarray,
+    piece_stop: np.ndarray,
+    stops: np.ndarray,
+    arena: np.ndarray,
+    offsets: np.ndarray,
+    column: int,
+    component: int,
+    stride: int,
+    dest: np.ndarray,
+    ids: np.ndarray,
+) -> int:
+    """As ``unpack_pieces`` for a column of codes into ``ids``; -1, or the first chunk with a code outside."""
+    scratch = np.empty(1024, np.uint64)
+    for request in range(len(stops)):
+        at = stops[request]
+        for piece in range(piece_off[request], piece_off[request + 1]):
+            start, stop = piece_start[piece], piece_stop[piece]
+            at -= stop - start
+            top = offsets[piece_at[piece]]
+            place = at * stride + component
+            if stop > start and not unpack_ids(arena, top, column, start, stop, dest, place, stride, scratch, ids):
+                return piece_at[piece]
+    return -1
 
 
 @kernel

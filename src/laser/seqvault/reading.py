@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from laser.seqvault import planning
+from laser.seqvault.dictionary import Dictionaries
 from laser.seqvault.index import Index, offset_of, slot_of
 from laser.seqvault.layout import Field, Layout
 from laser.seqvault.planning import FOREVER
@@ -23,10 +24,10 @@ SPARE_WORDS = 2
 
 
 class SegmentFiles:
-    """Open segments by slot, and their file numbers as the kernels want them."""
+    """Open segments by slot, their file numbers as the kernels want them, and the dictionaries of their codes."""
 
-    def __init__(self, segments: dict[int, Segment]) -> None:
-        self.segments = segments
+    def __init__(self, segments: dict[int, Segment], ids: Dictionaries) -> None:
+        self.segments, self.ids = segments, ids
         self.numbers = np.full(max(segments, default=0) + 1, -1, np.int32)
         for slot, segment in segments.items():
             self.numbers[slot] = segment.file
@@ -49,6 +50,8 @@ class Plan:
     newest: np.ndarray
     previous: np.ndarray
     recent: dict[str, np.ndarray]
+    ids: dict[str, np.ndarray] | None
+    """Ids by code of the fields that have a dictionary; ``None`` returns codes."""
 
 
 def make_plan(
@@ -58,6 +61,8 @@ def make_plan(
     users: np.ndarray,
     before: np.ndarray | None,
     wanted: np.ndarray,
+    *,
+    codes: bool = False,
 ) -> tuple[Plan, np.ndarray]:
     """Choose chunks and tail events; hold the vault's lock.
 
@@ -68,6 +73,7 @@ def make_plan(
         users: uint64 [R].
         before: int64 [R], or ``None`` for no cut.
         wanted: int64 [R], events at most.
+        codes: return codes in place of ids.
 
     Returns:
         The plan, and the requests that it leaves empty because their users' recent events are out of order.
@@ -78,7 +84,7 @@ def make_plan(
     previous, recent = np.empty(0, np.int32), {}
     mixed = np.empty(0, np.int64)
     if tail is not None and tail.size:
-        previous, recent = tail.previous, tail.events
+        previous, recent = tail.previous, tail.coded(files.ids) if codes else tail.events
         planning.take_tail(users, cut, unlimited, wanted, tail.slots, tail.times, previous, taken, newest)
         mixed = np.flatnonzero(taken < 0)
         taken[mixed] = 0
@@ -88,7 +94,8 @@ def make_plan(
     piece_at, places = np.empty(len(piece_chunk), np.int32), np.empty(len(piece_chunk), np.uint64)
     table = np.full(1 << max(4, (2 * len(piece_chunk)).bit_length()), -1, np.int32)
     count = planning.distinct_chunks(piece_chunk, index.chunks, table, piece_at, places)
-    plan = Plan(cut, rest, piece_off, piece_at, piece_sure, places[:count], files, taken, newest, previous, recent)
+    ids = None if codes else {name: dictionary.ids for name, dictionary in files.ids.by_field.items()}
+    plan = Plan(cut, rest, piece_off, piece_at, piece_sure, places[:count], files, taken, newest, previous, recent, ids)
     return plan, mixed
 
 
@@ -140,13 +147,18 @@ def execute(plan: Plan, layout: Layout, fields: Sequence[Field]) -> Ragged:
     planning.walk_tail(plan.taken, plan.newest, plan.previous, bounds[1:], source, dest)
     found = {}
     for field in fields:
-        values = np.empty((int(bounds[-1]), *field.shape), field.dtype)
-        flat = values.reshape(-1).view(field.unsigned)
+        coded = field.name in plan.files.ids.by_field
+        values = np.empty((int(bounds[-1]), *field.shape), np.int32 if coded and plan.ids is None else field.dtype)
+        flat = values.reshape(-1).view(f"u{values.itemsize}")
         for component in range(field.length):
             column = layout.first_column[field.name] + component
-            planning.unpack_pieces(
-                plan.piece_off, plan.piece_at, start, stop, stops, arena, offsets, column, component, field.length, flat
-            )
+            place = (plan.piece_off, plan.piece_at, start, stop, stops, arena, offsets, column, component, field.length)
+            if coded and plan.ids is not None:
+                bad = planning.unpack_id_pieces(*place, flat, plan.ids[field.name])
+                if bad >= 0:
+                    raise _damaged(plan, bad, f"a chunk has codes outside the dictionary of {field.name!r}")
+            else:
+                planning.unpack_pieces(*place, flat)
         if len(source):
             values[dest] = plan.recent[field.name][source]
         found[field.name] = values
@@ -157,9 +169,10 @@ def _fetch(plan: Plan, arena: np.ndarray, offsets: np.ndarray, num_columns: int)
     short = planning.fetch(plan.places, plan.files.numbers, arena, offsets)
     bad = planning.verify(plan.places, arena, offsets, num_columns) if short < 0 else short
     if bad >= 0:
-        place = plan.places[bad]
-        segment = plan.files.segments[slot_of(place)]
-        reason = "it ends within a chunk" if short >= 0 else "a chunk does not match its checksum"
-        raise ValueError(
-            f"{segment.path} is damaged at offset {offset_of(place) * 8}: {reason}; restore the file from a copy"
-        )
+        raise _damaged(plan, bad, "it ends within a chunk" if short >= 0 else "a chunk does not match its checksum")
+
+
+def _damaged(plan: Plan, chunk: int, reason: str) -> ValueError:
+    place = plan.places[chunk]
+    path = plan.files.segments[slot_of(place)].path
+    return ValueError(f"{path} is damaged at offset {offset_of(place) * 8}: {reason}; restore the file from a copy")

@@ -11,6 +11,7 @@ import numpy as np
 
 from laser.seqvault import log
 from laser.seqvault.catalog import Block, Catalog
+from laser.seqvault.dictionary import Dictionaries
 from laser.seqvault.index import ENTRY
 from laser.seqvault.layout import Layout
 from laser.seqvault.recovery import LogFollower, remove_strays
@@ -113,16 +114,17 @@ class Recent:
         self._syncer.wrote()
         return len(self._single) >= MOST
 
-    def blocks(self) -> Iterator[Block]:
+    def blocks(self, ids: Dictionaries) -> Iterator[Block]:
         """Everything recent as edits and packed chunks."""
         tail = self.tail
+        tail.coded(ids)  # also what was deleted since: other processes gave its ids codes
         if tail.forgotten:
             entries = np.zeros(len(tail.forgotten), ENTRY)
             entries["user"] = sorted(tail.forgotten)
             yield np.empty(0, np.uint64), entries
         kept = tail.kept()
         if len(kept):
-            events = {name: values[kept] for name, values in tail.events.items()}
+            events = {name: values[kept] for name, values in tail.coded(ids).items()}
             yield from pack_events(self._layout, self.catalog.index, self.catalog.files, tail.users[kept], events)
 
     def next_log(self) -> log.LogWriter:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from laser.seqvault import log, segment, snapshot
+from laser.seqvault import dictionary, log, segment, snapshot
 from laser.seqvault.manifest import Manifest
 
 
@@ -80,7 +80,10 @@ def remove_strays(folder: Path, manifest: Manifest) -> list[Path]:
     """Remove files of interrupted work that no state refers to; for the writer. Returns what was removed."""
     named = {segment.file_name(entry.number) for entry in manifest.segments}
     named.add(snapshot.file_name(manifest.snapshot))
-    strays = [path for pattern in ("*.seg", "*.idx") for path in folder.glob(pattern) if path.name not in named]
+    named |= {dictionary.file_name(manifest.layout.names.index(entry.field)) for entry in manifest.dictionaries}
+    strays = [
+        path for pattern in ("*.seg", "*.idx", "*.ids") for path in folder.glob(pattern) if path.name not in named
+    ]
     strays += folder.glob("*.tmp")
     strays += [path for path in folder.glob("*.wal") if path.name < log.file_name(manifest.first_log)]
     for path in strays:

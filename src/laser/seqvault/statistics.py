@@ -19,7 +19,8 @@ def statistics(catalog: Catalog, tail: Tail, folder: Path) -> dict[str, int | fl
     live = int(index.live.sum()) * 8
     segments = sum(entry.bytes for entry in catalog.manifest.segments)
     recent = int(tail.slots["count"].sum())
-    users = len(index.users)
+    users, ids = len(index.users), catalog.files.ids
+    dictionary_bytes = sum(entry.bytes for entry in catalog.manifest.dictionaries)
     stored = int(index.used[3])
     return {
         "users": users + _new_users(catalog, tail),
@@ -30,12 +31,15 @@ def statistics(catalog: Catalog, tail: Tail, folder: Path) -> dict[str, int | fl
         "segment_bytes": segments,
         "live_bytes": live,
         "log_bytes": sum(path.stat().st_size for path in folder.glob("*.wal")),
-        "bytes_per_event": live / stored if stored else 0.0,
+        "dictionaries": len(ids.by_field),
+        "ids": sum(dictionary.count for dictionary in ids.by_field.values()),
+        "dictionary_bytes": dictionary_bytes,
+        "bytes_per_event": (live + dictionary_bytes) / stored if stored else 0.0,
         "space_amplification": segments / live if live else 1.0,
         "write_amplification": catalog.written / live if live else 0.0,
         "index_bytes": index.nbytes,
         "index_bytes_per_user": index.nbytes / users if users else 0.0,
-        "memory_bytes": index.nbytes + tail.nbytes,
+        "memory_bytes": index.nbytes + tail.nbytes + ids.nbytes,
         "generation": catalog.manifest.generation,
     }
 

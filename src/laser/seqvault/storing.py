@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from laser.seqvault import planning
+from laser.seqvault.dictionary import Dictionaries
 from laser.seqvault.index import ENTRY, Index
 from laser.seqvault.layout import Layout
 from laser.seqvault.packing import pack_chunks, worst_chunk_words
@@ -24,7 +25,10 @@ BLOCK_USERS = 512
 def pack_events(
     layout: Layout, index: Index, files: SegmentFiles, users: np.ndarray, events: dict[str, np.ndarray]
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Pack events of any order, merged with what is stored; yields (words, ``ENTRY`` records) per block of users."""
+    """Pack events of any order, merged with what is stored; yields (words, ``ENTRY`` records) per block of users.
+
+    Events hold codes in the fields that have a dictionary.
+    """
     times = events[layout.names[0]]
     order = np.lexsort((times, users))
     distinct, starts = np.unique(users[order], return_index=True)
@@ -37,7 +41,7 @@ def pack_events(
     for begin, end in blocks(coming + merged):
         part = slice(begin, end)
         own = order[bounds[begin] : bounds[end]]
-        stored, _ = make_plan(index, files, None, distinct[part], None, merged[part])
+        stored, _ = make_plan(index, files, None, distinct[part], None, merged[part], codes=True)
         yield _pack_merged(layout, stored, distinct[part], keep[part], coming[part], events, own)
 
 
@@ -48,18 +52,28 @@ def blocks(sizes: np.ndarray) -> Iterator[tuple[int, int]]:
     yield from zip([0, *edges.tolist()], [*edges.tolist(), len(sizes)])
 
 
+def sample(layout: Layout, index: Index, files: SegmentFiles) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Users and events of some stored histories, spread over all users."""
+    users = np.sort(index.users)
+    chosen = users[:: max(1, len(users) // BLOCK_USERS)][:BLOCK_USERS]
+    plan, _ = make_plan(index, files, None, chosen, None, np.full(len(chosen), BLOCK_EVENTS // max(1, len(chosen))))
+    histories = execute(plan, layout, layout.fields)
+    return np.repeat(chosen, histories.lengths), histories.fields
+
+
 def repack(
-    layout: Layout, index: Index, files: SegmentFiles, keep_last: int, keep_since: int | None
+    layout: Layout, index: Index, files: SegmentFiles, ids: Dictionaries, keep_last: int, keep_since: int | None
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Pack all stored histories anew, users in ascending order; yields (words, ``ENTRY`` records).
 
-    Of each user the newest ``keep_last`` events with timestamps of at least ``keep_since`` are kept.
+    Of each user the newest ``keep_last`` events with timestamps of at least ``keep_since`` are kept. Fields that have a
+    dictionary in ``ids`` but not yet in ``files`` get their codes.
     """
     users = np.sort(index.users)
     for start in range(0, len(users), BLOCK_USERS):
         batch = users[start : start + BLOCK_USERS]
         # The number of events is known only after the read, so blocks of users are small.
-        plan, _ = make_plan(index, files, None, batch, None, np.full(len(batch), keep_last))
+        plan, _ = make_plan(index, files, None, batch, None, np.full(len(batch), keep_last), codes=True)
         histories = execute(plan, layout, layout.fields)
         owner = np.repeat(np.arange(len(batch)), histories.lengths)
         kept = np.arange(len(owner))
@@ -68,7 +82,7 @@ def repack(
         sizes = np.bincount(owner[kept], minlength=len(batch))
         left = sizes > 0
         if left.any():
-            columns = layout.columns(histories.fields, kept)
+            columns = layout.columns(ids.encode(histories.fields, files.ids.by_field), kept)
             yield pack_sorted(layout, batch[left], np.zeros(int(left.sum()), np.int64), sizes[left], columns)
 
 

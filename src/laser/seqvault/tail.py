@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from laser.seqvault.dictionary import Dictionaries
 from laser.seqvault.index import GOLDEN, NEVER, find_row
 from laser.seqvault.jit import kernel
 from laser.seqvault.layout import Layout
@@ -88,6 +89,8 @@ class Tail:
         self.previous = np.empty(0, np.int32)
         self.slots = np.zeros(64, SLOT)
         self.used = np.zeros(1, np.int64)
+        self._codes: dict[str, np.ndarray] = {}
+        self._coding: Dictionaries | None = None
         self.forgotten: set[int] = set()
         """Users deleted since the last checkpoint."""
 
@@ -125,6 +128,17 @@ class Tail:
         capacity = max(1024, stop, 2 * len(self.users))
         self.users, self.previous = _grown(self.users, capacity), _grown(self.previous, capacity)
         self.events = {name: _grown(values, capacity) for name, values in self.events.items()}
+
+    def coded(self, dictionaries: Dictionaries) -> dict[str, np.ndarray]:
+        """Events with codes in the fields that have a dictionary, new ids coded in order of arrival."""
+        if self._coding is not dictionaries:
+            self._codes, self._coding = {}, dictionaries
+        for name, dictionary in dictionaries.by_field.items():
+            done = self._codes.get(name, self.events[name][:0].astype(np.int32))
+            if len(done) < self.size:
+                new = dictionary.encode(self.events[name][len(done) : self.size])
+                self._codes[name] = np.concatenate([done, new])
+        return {**self.events, **self._codes}
 
     def forget(self, user: int) -> None:
         """Drop the user's events, and remember that those in segments are to go too."""

@@ -27,6 +27,7 @@ from laser.seqvault import checking
 from laser.seqvault.admission import Admission, Policy
 from laser.seqvault.catalog import Block, Catalog
 from laser.seqvault.checking import Problem
+from laser.seqvault.dictionary import Dictionaries, DictionaryEntry, coded_fields
 from laser.seqvault.layout import Field, Layout, user_ids
 from laser.seqvault.lock import WriterLock
 from laser.seqvault.manifest import NAME, Manifest
@@ -36,7 +37,7 @@ from laser.seqvault.ragged import Ragged
 from laser.seqvault.reading import execute, make_plan
 from laser.seqvault.recent import Recent
 from laser.seqvault.statistics import statistics
-from laser.seqvault.storing import pack_events, repack
+from laser.seqvault.storing import pack_events, repack, sample
 from laser.seqvault.syncing import Sync, Syncer
 
 TAIL_BYTES = 64 << 20
@@ -78,6 +79,7 @@ class SeqVault:
         *,
         late: Policy = "keep",
         duplicates: Policy = "keep",
+        dictionaries: Iterable[str] | None = None,
         sync: Sync = "interval",
         tail_bytes: int = TAIL_BYTES,
     ) -> SeqVault:
@@ -90,13 +92,18 @@ class SeqVault:
                 leaves them out, ``"error"`` refuses the append.
             duplicates: the same for events equal in all fields to one their user already has. Anything but ``"keep"``
                 reads the histories of the users concerned at each append.
+            dictionaries: id fields whose values are kept once for the whole vault, as codes in each event; ``None``
+                chooses them where they pay, by the events of the first segment and of each compaction.
             sync: see ``open``.
             tail_bytes: see ``open``.
 
         Raises:
             ValueError: when there is a vault already, or the fields cannot be stored.
         """
-        folder, manifest = Path(path), Manifest(Layout.of(schema), Admission(late, duplicates))
+        folder, layout = Path(path), Layout.of(schema)
+        entries = tuple(DictionaryEntry(f.name, 0, 0) for f in coded_fields(layout, dictionaries or ()))
+        policies = Admission(late, duplicates)
+        manifest = Manifest(layout, policies, dictionaries=entries, choose_dictionaries=dictionaries is None)
         if (folder / NAME).exists():
             raise ValueError(f"there is a vault at {folder} already; open it, or remove the folder to start again")
         folder.mkdir(parents=True, exist_ok=True)
@@ -141,6 +148,7 @@ class SeqVault:
         before: int | np.ndarray | None = None,
         last_n: int | None = None,
         fields: Iterable[str] | None = None,
+        ids: Literal["raw", "codes"] = "raw",
     ) -> Ragged:
         """Histories of R users, in the order asked for, events oldest first; events of equal time as they arrived.
 
@@ -149,6 +157,8 @@ class SeqVault:
             before: only events with a timestamp strictly below this one; one for all or one per request.
             last_n: at most this many events, the newest; ``None`` for all.
             fields: names of the fields to return, all by default.
+            ids: ``"codes"`` returns int32 codes in the fields that have a dictionary: positions in ``dictionary``, the
+                same in every process and for good.
 
         Returns:
             One array of the field's dtype per field, and int64 offsets [R + 1].
@@ -156,20 +166,36 @@ class SeqVault:
         Raises:
             ValueError: on bad arguments, or when stored data is damaged (with file and offset).
         """
-        ids, chosen = user_ids(users), self.layout.choose(fields)
+        of, chosen, codes = user_ids(users), self.layout.choose(fields), ids == "codes"
         if last_n is not None and last_n < 0:
             raise ValueError(f"last_n is {last_n}; expected a number of events of at least 0, or None for all")
-        wanted = np.full(len(ids), FOREVER if last_n is None else last_n, np.int64)
-        cut = None if before is None else _cuts(before, len(ids))
+        if ids not in ("raw", "codes"):
+            raise ValueError(f"ids is {ids!r}; expected 'raw' or 'codes'")
+        wanted = np.full(len(of), FOREVER if last_n is None else last_n, np.int64)
+        cut = None if before is None else _cuts(before, len(of))
         with self._lock:
             tail = self._opened().tail
             index, files, layout = self._catalog.index, self._catalog.files, self.layout
-            plan, mixed = make_plan(index, files, tail, ids, cut, wanted)
-            finish = read_mixed(index, files, tail, ids[mixed]) if len(mixed) else None
+            plan, mixed = make_plan(index, files, tail, of, cut, wanted, codes=codes)
+            finish = read_mixed(index, files, tail, of[mixed], codes) if len(mixed) else None
         found = execute(plan, layout, chosen)
         if finish is None:
             return found
         return splice(found, mixed, finish(layout, chosen, None if cut is None else cut[mixed], wanted[mixed]))
+
+    def dictionary(self, field: str) -> np.ndarray:
+        """Ids of a field by code, of the field's dtype; those not yet in a segment included.
+
+        Raises:
+            ValueError: when the field has no dictionary.
+        """
+        with self._lock:
+            tail, known = self._opened().tail, self._catalog.files.ids
+            if field not in known.by_field:
+                raise ValueError(f"field {field!r} has no dictionary; those that have one: {sorted(known.by_field)}")
+            tail.coded(known)
+            found = known.by_field[field]
+            return found.ids.view(found.field.dtype).copy()
 
     def users(self) -> np.ndarray:
         """Ids of all users with at least one event, uint64, ascending."""
@@ -204,11 +230,21 @@ class SeqVault:
                 return 0
             if len(ids) >= BULK_EVENTS:
                 self.checkpoint()
-                self._commit(pack_events(self.layout, self._catalog.index, self._catalog.files, ids, values))
+                self._append_bulk(ids, values)
                 return len(ids)
             recent.append(ids, values)
             self._keep_budget(recent)
             return len(ids)
+
+    def _append_bulk(self, users: np.ndarray, events: dict[str, np.ndarray]) -> None:
+        catalog = self._catalog
+        ids = catalog.files.ids if catalog.manifest.segments else catalog.choose_ids(users, events)
+        try:
+            coded = ids.encode(events)
+            self._commit(pack_events(self.layout, catalog.index, catalog.files, users, coded), ids)
+        except BaseException:
+            ids.roll_back()  # events of the next append must get the codes that readers of the log give them
+            raise
 
     def append_one(self, user: int, event: Mapping[str, Any]) -> int:
         """``append`` for one event of scalars, several times as fast.
@@ -259,7 +295,10 @@ class SeqVault:
         with self._lock:
             recent = self._writing()
             if recent.tail.size or recent.tail.forgotten:
-                self._commit(recent.blocks())
+                catalog, tail = self._catalog, recent.tail
+                segments = catalog.manifest.segments
+                ids = catalog.files.ids if segments else catalog.choose_ids(tail.users[: tail.size], tail.events)
+                self._commit(recent.blocks(ids), ids)
 
     def compact(self, *, keep_last: int | None = None, keep_since: int | None = None) -> None:
         """Rewrite all segments without what was deleted or superseded, chunks cut anew from the newest event.
@@ -277,15 +316,17 @@ class SeqVault:
         with self._lock:
             self.checkpoint()
             catalog, most = self._catalog, FOREVER if keep_last is None else keep_last
-            self._commit(repack(self.layout, catalog.index, catalog.files, most, keep_since), replace=True)
+            ids = catalog.choose_ids(*sample(self.layout, catalog.index, catalog.files))
+            packed = repack(self.layout, catalog.index, catalog.files, ids, most, keep_since)
+            self._commit(packed, ids, replace=True)
             self._save_index()
 
-    def _commit(self, packed: Iterable[Block], *, replace: bool = False) -> None:
+    def _commit(self, packed: Iterable[Block], ids: Dictionaries, *, replace: bool = False) -> None:
         """Write segments, begin a new log, switch, and drop the old log and the memory."""
         recent = self._writing()
         new = recent.next_log()
         try:
-            self._catalog.commit(packed, (new.number, new.sequence), replace=replace)
+            self._catalog.commit(packed, (new.number, new.sequence), ids, replace=replace)
         except BaseException as error:
             recent.discard(new, error)
             raise
