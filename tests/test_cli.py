@@ -156,6 +156,8 @@ def mistakes(runs: Path, small: list[str], prepared: Path, tmp_path_factory) -> 
         "unknown option": ["fit", *small, "--trainer.max_epoch", "3"],
         "unknown model option": ["fit", *small, "--model.network.init_args.breadth", "3"],
         "type": ["fit", *small, "--data.batch_size", "many"],
+        "model type": ["fit", *small, "--model.network.init_args.width", "wide"],
+        "trainer": ["fit", *small, *run, "--trainer.accelerator", "mps"],
         "range": ["fit", *small, "--data.batch_size", "0"],
         "data path": ["fit", *small, "--data.path", str(root / "nowhere")],
         "schema version": ["fit", *small, "--data.path", str(other)],
@@ -194,8 +196,10 @@ def mistakes(runs: Path, small: list[str], prepared: Path, tmp_path_factory) -> 
         ("broken recipe", ["line"]),
         ("unknown key", ["max_epoch"]),
         ("unknown option", ["max_epoch"]),
-        ("unknown model option", ["breadth"]),
+        ("unknown model option", ["model.network has no option 'breadth'"]),
         ("type", ["batch_size", "many"]),
+        ("model type", ["model.network.width", "int", "wide"]),
+        ("trainer", ["MPS"]),
         ("range", ["batch_size", "0", "at least 1"]),
         ("data path", ["nowhere", "laser-prep"]),
         ("schema version", ["version 9", "version 1"]),
@@ -219,6 +223,7 @@ def test_a_mistake_is_one_sentence(mistakes, name, words):
     assert [word for word in words if word not in errors] == []
     assert errors.count("\n") == 1, errors
     assert "Traceback" not in errors
+    assert "collections.abc" not in errors, "the parser's types are of no use to a reader"
 
 
 def test_two_processes_make_one_sentence_of_one_mistake(small, tmp_path):

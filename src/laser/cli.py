@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import tempfile
 import uuid
@@ -97,8 +98,15 @@ def _is_ours(error: ImportError) -> bool:
 
 
 def one_line(message: str) -> str:
-    """A message as a single line."""
-    return " ".join(message.split())
+    """A message as a single line, without the parser's account of the types around a mistake."""
+    line = " ".join(message.split())
+    if unknown := re.search(r"Parser key \"([\w.]+)\".*Option '([\w.-]+)' is not accepted", line):
+        where, name = unknown.groups()
+        return f"{where} has no option {name!r}; --print_config shows all that there are"
+    if nested := re.search(r"Parser key \"([\w.]+)\".*(Parser key \")([\w.]+\".*?)\. Got value: Namespace", line):
+        where, key, rest = nested.groups()
+        return f"{key}{where}.{rest}"
+    return line
 
 
 def say_once(message: str) -> None:

@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
@@ -115,24 +116,27 @@ def run_training(arguments: list[str]) -> None:
     _quieten()
     # Errors are ours to report, and an abbreviated option would hide a misspelt one.
     strict = {"exit_on_error": False, "allow_abbrev": False}
-    LaserCLI(
-        CTRModule,
-        CTRDataModule,
-        save_config_callback=SaveRecipe,
-        save_config_kwargs={"overwrite": True, "save_to_log_dir": False},
-        trainer_defaults={
-            "strategy": "torchrec",
-            "use_distributed_sampler": False,
-            "num_sanity_val_steps": 0,
-            "enable_model_summary": False,  # it would count this process's shards only
-            "default_root_dir": "runs/run",
-        },
-        seed_everything_default=0,
-        parser_kwargs={**strict, **dict.fromkeys(LaserCLI.subcommands(), strict)},
-        args=arguments,
-        auto_configure_optimizers=False,
-        load_from_checkpoint_support=False,
-    )
+    try:
+        LaserCLI(
+            CTRModule,
+            CTRDataModule,
+            save_config_callback=SaveRecipe,
+            save_config_kwargs={"overwrite": True, "save_to_log_dir": False},
+            trainer_defaults={
+                "strategy": "torchrec",
+                "use_distributed_sampler": False,
+                "num_sanity_val_steps": 0,
+                "enable_model_summary": False,  # it would count this process's shards only
+                "default_root_dir": "runs/run",
+            },
+            seed_everything_default=0,
+            parser_kwargs={**strict, **dict.fromkeys(LaserCLI.subcommands(), strict)},
+            args=arguments,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+        )
+    except MisconfigurationException as error:  # Lightning's name for a trainer that cannot be built as asked
+        raise ValueError(f"the trainer cannot run as configured: {error}") from error
 
 
 def _quieten() -> None:
