@@ -88,7 +88,7 @@ def backward_kernel(
 
 def config(D: int) -> dict[str, int]:
     """Tile and launch of both kernels."""
-    block_d = triton.next_power_of_2(D)
+    block_d = int(triton.next_power_of_2(D))
     return {"BLOCK_D": block_d, "BLOCK_G": max(1, min(16, 2048 // block_d)), "num_warps": 4}
 
 

@@ -190,14 +190,14 @@ def forward_config(H: int, D: int) -> dict[str, int]:
 
     Chosen by shape and never by timing: another tile is another order of summation, and so other bits.
     """
-    block_d = triton.next_power_of_2(D)
-    segments = max(1, min(32, 4096 // (triton.next_power_of_2(H) * block_d)))
+    block_d = int(triton.next_power_of_2(D))
+    segments = max(1, min(32, 4096 // (int(triton.next_power_of_2(H)) * block_d)))
     return {"BLOCK_D": block_d, "BLOCK_S": segments, "STAGES": 3, "num_warps": 4}
 
 
 def backward_config(D: int) -> dict[str, int]:
     """Tile and launch of the backward kernel."""
-    block_d = triton.next_power_of_2(D)
+    block_d = int(triton.next_power_of_2(D))
     events = max(4, min(64, 8192 // block_d))
     return {"BLOCK_D": block_d, "BLOCK_E": events, "num_warps": 8 if events * block_d >= 8192 else 4}
 

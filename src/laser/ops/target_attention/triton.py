@@ -137,8 +137,8 @@ def backward_kernel(
 
 def config(H: int, D: int) -> dict[str, int]:
     """Tile and launch of both kernels: by shape, never by timing."""
-    block_d = triton.next_power_of_2(D)
-    segments = max(1, min(16, 2048 // (triton.next_power_of_2(H) * block_d)))
+    block_d = int(triton.next_power_of_2(D))
+    segments = max(1, min(16, 2048 // (int(triton.next_power_of_2(H)) * block_d)))
     return {"BLOCK_D": block_d, "BLOCK_G": segments, "STAGES": 2, "num_warps": 4 if segments * block_d > 512 else 2}
 
 
