@@ -143,7 +143,9 @@ def delete_user(path: Path, user: int) -> None:
     with SeqVault.open(path, "a", sync="always") as vault:
         known = vault.delete_user(user)
         vault.compact()
-        print(f"user {user} {'deleted from' if known else 'had no events in'} {path}; nothing of it is left on disk")
+        print(f"user {user} {'deleted from' if known else 'had no events in'} {path}; no event of it is left on disk")
+        if vault.stats().get("dictionaries"):
+            print("ids that only this user's events had stay in the vault's dictionaries, without a link to the user")
 
 
 def bench(path: Path, batch_size: int = 256, last_n: int = 1000, seconds: float = 5.0, seed: int = 1) -> None:
@@ -228,5 +230,5 @@ def main(arguments: list[str] | None = None) -> int:
     """
     from jsonargparse import auto_cli
 
-    code: Any = auto_cli(VERBS, args=arguments, prog="laser vault")
+    code: Any = auto_cli(VERBS, args=arguments, prog="laser vault", exit_on_error=False)
     return code or 0
