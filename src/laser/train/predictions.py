@@ -60,8 +60,10 @@ class PredictionWriter(Callback):
         self._finish(trainer)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Merge the parts."""
+        """Merge the parts and say where they are."""
         self._finish(trainer)
+        if trainer.is_global_zero:
+            print(self.path)
 
     def _begin(self, trainer: Trainer, split: str) -> None:
         self.path = run_folder(trainer) / "predictions" / f"{split}.parquet"
