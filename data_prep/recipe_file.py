@@ -44,11 +44,11 @@ def build(kind: Any, data: Any, where: str) -> Any:
         return [build(arguments[0], value, f"{where}[{i}]") for i, value in enumerate(values)]
     if origin is dict:
         if not isinstance(data, dict):
-            raise ValueError(f"{where} is {data!r}; expected a mapping of names")
+            raise ValueError(f"{where} is {'empty' if data is None else repr(data)}; expected a mapping of names")
         return {str(name): build(arguments[1], value, f"{where}.{name}") for name, value in data.items()}
     if origin is Literal:
         if data not in arguments:
-            raise ValueError(f"{where} is {data!r}; expected one of {', '.join(map(str, arguments))}")
+            raise ValueError(f"{where} is {'empty' if data is None else repr(data)}; expected one of {', '.join(map(str, arguments))}")
         return data
     return _build_scalar(kind, data, where)
 
@@ -60,13 +60,13 @@ def _build_scalar(kind: type, data: Any, where: str) -> Any:
         return float(data)
     if isinstance(data, kind) and (kind is bool or not isinstance(data, bool)):
         return data
-    raise ValueError(f"{where} is {data!r}; expected a value of type {kind.__name__}")
+    raise ValueError(f"{where} is {'empty' if data is None else repr(data)}; expected a value of type {kind.__name__}")
 
 
 def _build_dataclass(kind: Any, data: Any, where: str) -> Any:
     hints = typing.get_type_hints(kind)
     if not isinstance(data, dict):
-        raise ValueError(f"{where} is {data!r}; expected keys of {', '.join(hints)}")
+        raise ValueError(f"{where} is {'empty' if data is None else repr(data)}; expected keys of {', '.join(hints)}")
     for key in data:
         if key not in hints:
             near = difflib.get_close_matches(str(key), hints, n=1)

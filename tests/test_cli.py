@@ -129,6 +129,7 @@ def test_predict_and_validate(runs, small, prepared):
 def mistakes(runs: Path, small: list[str], prepared: Path, tmp_path_factory) -> dict[str, tuple[int, str]]:
     """Exit code and stderr of many mistakes by name."""
     root = tmp_path_factory.mktemp("mistakes")
+    (root / "empty.yaml").touch()
     (root / "unknown.yaml").write_text("trainer: {max_epoch: 3}")
     (root / "broken.yaml").write_text("trainer: [1,")
     other = root / "other version"
@@ -152,6 +153,7 @@ def mistakes(runs: Path, small: list[str], prepared: Path, tmp_path_factory) -> 
         "verb": ["train"],
         "recipe": ["fit", "-c", str(root / "none.yaml")],
         "broken recipe": ["fit", *small, "-c", str(root / "broken.yaml")],
+        "empty recipe": ["fit", *small, "-c", str(root / "empty.yaml")],
         "unknown key": ["fit", *small, "-c", str(root / "unknown.yaml")],
         "unknown option": ["fit", *small, "--trainer.max_epoch", "3"],
         "unknown model option": ["fit", *small, "--model.network.init_args.breadth", "3"],
@@ -194,6 +196,7 @@ def mistakes(runs: Path, small: list[str], prepared: Path, tmp_path_factory) -> 
         ("verb", ["'train'", "fit"]),
         ("recipe", ["none.yaml"]),
         ("broken recipe", ["line"]),
+        ("empty recipe", ["empty", "conf/demo.yaml"]),
         ("unknown key", ["max_epoch"]),
         ("unknown option", ["max_epoch"]),
         ("unknown model option", ["model.network has no option 'breadth'"]),

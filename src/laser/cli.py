@@ -100,6 +100,8 @@ def _is_ours(error: ImportError) -> bool:
 def one_line(message: str) -> str:
     """A message as a single line, without the parser's account of the types around a mistake."""
     line = " ".join(message.split())
+    if line.startswith("Unexpected config:"):
+        return "a recipe given with -c is empty or not a mapping; start from conf/demo.yaml"
     if unknown := re.search(r"Parser key \"([\w.]+)\".*Option '([\w.-]+)' is not accepted", line):
         where, name = unknown.groups()
         return f"{where} has no option {name!r}; --print_config shows all that there are"

@@ -116,7 +116,7 @@ def test_interrupted_preparation(tmp_path, write):
     """Ctrl-C: one line, exit code 130, nothing left."""
     command = [Path(sys.executable).with_name("laser-prep"), "run", write(), "--out", tmp_path / "out"]
     process = subprocess.Popen([*map(str, command)], stderr=subprocess.PIPE, text=True)
-    while not list(tmp_path.glob(".out.preparing-*/work/engine.duckdb")):
+    while not list(tmp_path.glob(".out.preparing-*/*/engine.duckdb")):
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
