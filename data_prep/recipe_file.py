@@ -48,7 +48,7 @@ def build(kind: Any, data: Any, where: str) -> Any:
         return {str(name): build(arguments[1], value, f"{where}.{name}") for name, value in data.items()}
     if origin is Literal:
         if data not in arguments:
-            raise ValueError(f"{where} is {'empty' if data is None else repr(data)}; expected one of {', '.join(map(str, arguments))}")
+            raise ValueError(f"{where} is {data!r}; expected one of {', '.join(map(str, arguments))}")
         return data
     return _build_scalar(kind, data, where)
 
