@@ -11,6 +11,7 @@ import numpy as np
 
 from laser.seqvault import planning
 from laser.seqvault.dictionary import Dictionaries
+from laser.seqvault.grouping import group_by_user
 from laser.seqvault.index import ENTRY, Index
 from laser.seqvault.layout import Layout
 from laser.seqvault.packing import pack_chunks, worst_chunk_words
@@ -30,10 +31,8 @@ def pack_events(
     Events hold codes in the fields that have a dictionary.
     """
     times = events[layout.names[0]]
-    order = np.lexsort((times, users))
-    distinct, starts = np.unique(users[order], return_index=True)
-    bounds = np.append(starts, len(order))
-    coming, oldest = np.diff(bounds), times[order[starts]]
+    order, distinct, bounds = group_by_user(users, times)
+    coming, oldest = np.diff(bounds), times[order[bounds[:-1]]]
     keep, merged = np.empty(len(distinct), np.int64), np.empty(len(distinct), np.int64)
     planning.chunks_to_merge(
         distinct, coming, oldest, layout.chunk_events, index.table, index.rows, index.chunks, keep, merged
@@ -95,13 +94,12 @@ def _pack_merged(
     events: dict[str, np.ndarray],
     own: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Pack the events at positions ``own``, grouped by user, together with the stored ones they are merged with."""
-    chosen = {name: values[own] for name, values in events.items()}
-    owner = np.repeat(np.arange(len(users)), coming)
-    if len(stored.piece_at):
-        old = execute(stored, layout, layout.fields)
-        owner = np.concatenate([np.repeat(np.arange(len(users)), old.lengths), owner])
-        chosen = {name: np.concatenate([old[name], values]) for name, values in chosen.items()}
+    """Pack the events at positions ``own``, by user and time, together with the stored ones they are merged with."""
+    if not len(stored.piece_at):
+        return pack_sorted(layout, users, keep, coming, layout.columns(events, own))
+    old = execute(stored, layout, layout.fields)
+    owner = np.repeat(np.tile(np.arange(len(users)), 2), np.concatenate([old.lengths, coming]))
+    chosen = {name: np.concatenate([old[name], values[own]]) for name, values in events.items()}
     order = np.lexsort((chosen[layout.names[0]], owner))
     return pack_sorted(layout, users, keep, np.bincount(owner, minlength=len(users)), layout.columns(chosen, order))
 
