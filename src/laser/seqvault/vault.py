@@ -12,9 +12,7 @@ Legend of shape suffixes: N events of an append; R requests of a read.
 
 from __future__ import annotations
 
-import contextlib
 import threading
-import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -25,9 +23,9 @@ import numpy as np
 from laser.schema import Feature, Schema
 from laser.seqvault import checking
 from laser.seqvault.admission import Admission, Policy
-from laser.seqvault.catalog import Block, Catalog
+from laser.seqvault.catalog import Catalog
 from laser.seqvault.checking import Problem
-from laser.seqvault.dictionary import Dictionaries, DictionaryEntry, coded_fields
+from laser.seqvault.dictionary import DictionaryEntry, coded_fields
 from laser.seqvault.layout import Field, Layout, user_ids
 from laser.seqvault.lock import WriterLock
 from laser.seqvault.manifest import NAME, Manifest
@@ -37,14 +35,10 @@ from laser.seqvault.ragged import Ragged
 from laser.seqvault.reading import execute, make_plan
 from laser.seqvault.recent import Recent
 from laser.seqvault.statistics import statistics
-from laser.seqvault.storing import pack_events, repack, sample
 from laser.seqvault.syncing import Sync, Syncer
+from laser.seqvault.writing import Writer
 
 TAIL_BYTES = 64 << 20
-CLOSE_EVENTS = 4096
-"""Closing moves recent events to a segment when there are this many; fewer are quicker to replay."""
-BULK_EVENTS = 1 << 17
-"""Appends of at least this many events go to a segment directly, and are durable when the call returns."""
 
 
 class SeqVault:
@@ -54,19 +48,19 @@ class SeqVault:
     """
 
     def __init__(self, path: Path | str, mode: Literal["r", "a"], sync: Sync, tail_bytes: int) -> None:
-        self.path, self.mode, self.tail_bytes = Path(path), mode, tail_bytes
+        self.path, self.mode = Path(path), mode
         self._lock = threading.RLock()
         self._closed = False
         self._recent: Recent | None = None
+        self._writer: Writer | None = None
         self._syncer = Syncer(sync if mode == "a" else "none")
         self._writer_lock = WriterLock(self.path) if mode == "a" else None
         try:
             self._catalog = Catalog(self.path)
             self._recent = Recent(self.path, self._catalog)
             if mode == "a":
-                self._recent.start_writing(self._syncer)
-                if self._catalog.index_lost:
-                    self._save_index()
+                read = self.read
+                self._writer = Writer(self._catalog, self._recent, self._syncer, self._lock, read, tail_bytes)
         except BaseException:
             self._release()
             raise
@@ -219,32 +213,7 @@ class SeqVault:
             ValueError: when users or events do not fit the vault's fields, or it is open for reading only.
             OSError: when they cannot be stored, for example because the disk is full.
         """
-        ids = user_ids(users)
-        values = self.layout.coerce(events, len(ids))
-        with self._lock:
-            recent = self._writing()
-            admitted = self._catalog.manifest.admission.admit(self.layout, ids, values, self.read)
-            if not admitted.all():
-                ids, values = ids[admitted], {name: column[admitted] for name, column in values.items()}
-            if not len(ids):
-                return 0
-            if len(ids) >= BULK_EVENTS:
-                self.checkpoint()
-                self._append_bulk(ids, values)
-                return len(ids)
-            recent.append(ids, values)
-            self._keep_budget(recent)
-            return len(ids)
-
-    def _append_bulk(self, users: np.ndarray, events: dict[str, np.ndarray]) -> None:
-        catalog = self._catalog
-        ids = catalog.files.ids if catalog.manifest.segments else catalog.choose_ids(users, events)
-        try:
-            coded = ids.encode(events)
-            self._commit(pack_events(self.layout, catalog.index, catalog.files, users, coded), ids)
-        except BaseException:
-            ids.roll_back()  # events of the next append must get the codes that readers of the log give them
-            raise
+        return self._writing().append(users, events)
 
     def append_one(self, user: int, event: Mapping[str, Any]) -> int:
         """``append`` for one event of scalars, several times as fast.
@@ -257,34 +226,11 @@ class SeqVault:
             ValueError: as ``append``.
             OSError: as ``append``.
         """
-        with self._lock:
-            recent = self._writing()
-            payload = recent.pack_one(user, event)
-            if payload is None or self._catalog.selective:
-                return self.append([user], {name: [value] for name, value in event.items()})
-            if recent.append_one(payload):
-                self._keep_budget(recent)
-        return 1
-
-    def _keep_budget(self, recent: Recent) -> None:
-        """Checkpoint when memory is full; if the disk is too, events stay in log and memory, which suffice."""
-        if recent.nbytes <= self.tail_bytes:
-            return
-        try:
-            self.checkpoint()
-        except OSError as error:
-            message = f"the vault at {self.path} could not write a segment ({error}); it keeps events in memory"
-            warnings.warn(message, stacklevel=3)
-            self.tail_bytes += self.tail_bytes // 4
+        return self._writing().append_one(user, event)
 
     def delete_user(self, user: int) -> bool:
         """Forget a user at once; the bytes leave the disk with the next ``compact``. Whether there were events."""
-        ids = user_ids(user)
-        with self._lock:
-            recent = self._writing()
-            known = bool(self.read(ids, last_n=1, fields=self.layout.names[:1]).lengths[0])
-            recent.delete(ids)
-            return known
+        return self._writing().delete_user(user)
 
     def checkpoint(self) -> None:
         """Move recent events from log and memory into a segment.
@@ -292,13 +238,7 @@ class SeqVault:
         Raises:
             OSError: when it cannot be written; everything stays as it was.
         """
-        with self._lock:
-            recent = self._writing()
-            if recent.tail.size or recent.tail.forgotten:
-                catalog, tail = self._catalog, recent.tail
-                segments = catalog.manifest.segments
-                ids = catalog.files.ids if segments else catalog.choose_ids(tail.users[: tail.size], tail.events)
-                self._commit(recent.blocks(ids), ids)
+        self._writing().checkpoint()
 
     def compact(self, *, keep_last: int | None = None, keep_since: int | None = None) -> None:
         """Rewrite all segments without what was deleted or superseded, chunks cut anew from the newest event.
@@ -313,26 +253,7 @@ class SeqVault:
         """
         if keep_last is not None and keep_last < 0:
             raise ValueError(f"keep_last is {keep_last}; expected a number of events of at least 0, or None for all")
-        with self._lock:
-            self.checkpoint()
-            catalog, most = self._catalog, FOREVER if keep_last is None else keep_last
-            ids = catalog.choose_ids(*sample(self.layout, catalog.index, catalog.files))
-            packed = repack(self.layout, catalog.index, catalog.files, ids, most, keep_since)
-            self._commit(packed, ids, replace=True)
-            self._save_index()
-
-    def _commit(self, packed: Iterable[Block], ids: Dictionaries, *, replace: bool = False) -> None:
-        """Write segments, begin a new log, switch, and drop the old log and the memory."""
-        recent = self._writing()
-        new = recent.next_log()
-        try:
-            self._catalog.commit(packed, (new.number, new.sequence), ids, replace=replace)
-        except BaseException as error:
-            recent.discard(new, error)
-            raise
-        recent.move_to(new)
-        if self._catalog.snapshot_due:
-            self._save_index()
+        self._writing().compact(keep_last, keep_since)
 
     def refresh(self) -> None:
         """See what the writing process has appended since opening or the last call; a writer always does.
@@ -341,8 +262,9 @@ class SeqVault:
             ValueError: when what it wrote is damaged.
         """
         with self._lock:
-            if self._opened().log is None:
-                self._opened().follow()
+            recent = self._opened()
+            if self._writer is None:
+                recent.follow()
 
     def check(self) -> list[Problem]:
         """Examine every byte of the files; returns what is wrong, nothing when all is well."""
@@ -361,10 +283,7 @@ class SeqVault:
         Raises:
             OSError: when the system cannot.
         """
-        with self._lock:
-            log = self._writing().log
-            assert log is not None
-            log.sync()
+        self._writing().sync()
 
     def close(self) -> None:
         """Make everything durable and let the next writer in. Closing twice is fine."""
@@ -372,8 +291,8 @@ class SeqVault:
             if self._closed:
                 return
             try:
-                if self._recent is not None and self._recent.log is not None:
-                    self._finish_writing(self._recent)
+                if self._writer is not None:
+                    self._writer.finish()
             finally:
                 self._release()
 
@@ -384,20 +303,6 @@ class SeqVault:
             self._recent.close()
         if self._writer_lock is not None:
             self._writer_lock.release()
-
-    def _finish_writing(self, recent: Recent) -> None:
-        self.sync()
-        if recent.tail.size >= CLOSE_EVENTS or recent.tail.forgotten:
-            with contextlib.suppress(OSError):  # the log has everything
-                self.checkpoint()
-        self._save_index()
-
-    def _save_index(self) -> None:
-        """Save the index where that is possible; without it the next opening takes longer."""
-        # While a deletion is only in the log, the index is ahead of the segments and must not be saved.
-        if self._recent is not None and not self._recent.tail.forgotten:
-            with contextlib.suppress(OSError):
-                self._catalog.save_index()
 
     def __enter__(self) -> SeqVault:
         return self
@@ -412,11 +317,11 @@ class SeqVault:
             raise ValueError(f"the vault at {self.path} is closed; open it again")
         return self._recent
 
-    def _writing(self) -> Recent:
-        recent = self._opened()
-        if recent.log is None:
+    def _writing(self) -> Writer:
+        self._opened()
+        if self._writer is None:
             raise ValueError(f"the vault at {self.path} is open for reading; open it with mode 'a' to change it")
-        return recent
+        return self._writer
 
 
 def _cuts(before: Any, size: int) -> np.ndarray:
