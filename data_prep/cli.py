@@ -9,6 +9,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
+from data_prep.inspection import inspect as inspect_user
 from data_prep.leakage import check_prepared
 from data_prep.pipeline import plain_errors, prepare
 from data_prep.summary import quantiles
@@ -62,20 +63,23 @@ def check(folder: Path) -> None:
     print(f"no leakage found in {found.samples:,} samples, {found.cuts:,} of them read as training reads")
 
 
+VERBS = {"run": run, "check": check, "inspect": inspect_user}
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Entry point; a user's mistake is one sentence on standard error and exit code 2."""
     parser = ArgumentParser(prog="laser-prep", description="Raw logs to data sets for LASER.")
     verbs = parser.add_subcommands()
-    for verb in (run, check):
+    for name, verb in VERBS.items():
         sub = ArgumentParser(description=(verb.__doc__ or "").split("\n")[0])
         place = next(iter(inspect.signature(verb).parameters))
         sub.add_argument(place, type=Path, help=PLACES[place])
         sub.add_function_arguments(verb, skip={place})
-        verbs.add_subcommand(verb.__name__, sub, help=(verb.__doc__ or "").split("\n")[0])
+        verbs.add_subcommand(name, sub, help=(verb.__doc__ or "").split("\n")[0])
     chosen = parser.parse_args(arguments)
     options = chosen[chosen.subcommand].as_dict()
     try:
-        {"run": run, "check": check}[chosen.subcommand](**options)
+        VERBS[chosen.subcommand](**options)
     except ValueError as error:
         print(f"laser-prep: {error}", file=sys.stderr)
         return 2
