@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +21,7 @@ from laser.seqvault.durable import sync_directory
 from laser.seqvault.index import MAX_SEGMENT_WORDS, MAX_SLOTS, Index
 from laser.seqvault.manifest import Manifest, SegmentEntry
 from laser.seqvault.reading import SegmentFiles
-from laser.seqvault.segment import Segment, SegmentWriter, file_name
+from laser.seqvault.segment import Segment, SegmentWriter
 
 SEGMENT_BYTES = 256 << 20
 """A segment is closed when it has grown this large."""
@@ -26,6 +30,43 @@ SNAPSHOT_EVERY = 16
 
 Block = tuple[np.ndarray, np.ndarray]
 """Packed chunks (words) and their directory entries."""
+
+
+@dataclass
+class Staged:
+    """Segments that have been written but that no manifest names."""
+
+    writers: list[SegmentWriter] = field(default_factory=list)
+    directories: list[np.ndarray] = field(default_factory=list)
+
+    def finish_last(self) -> None:
+        """Complete the segment being written, durably."""
+        if len(self.writers) > len(self.directories):
+            self.directories.append(self.writers[-1].finish())
+
+    def abandon(self) -> None:
+        """Remove them."""
+        for writer in self.writers:
+            writer.abandon()
+
+
+@dataclass(frozen=True)
+class Step:
+    """A state that is on disk already, and is to be that of memory."""
+
+    manifest: Manifest
+    files: SegmentFiles
+    entries: tuple[SegmentEntry, ...]
+    """The new segments."""
+    directories: list[np.ndarray]
+
+    def applied(self, index: Index, forgotten: Iterable[int]) -> Index:
+        """``index`` with the new segments, and without users deleted since they were packed."""
+        for entry, directory in zip(self.entries, self.directories):
+            index.apply(directory, entry.slot)
+        for user in forgotten:
+            index.forget(user)
+        return index
 
 
 class Catalog:
@@ -37,6 +78,7 @@ class Catalog:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._numbers, self._next_number = threading.Lock(), 0
         self.written = 0
         """Bytes of segments written since opening."""
         self.in_doubt = False
@@ -77,108 +119,127 @@ class Catalog:
         self.manifest, self.files, self.index = fresh.manifest, fresh.files, fresh.index
         return True
 
-    def commit(
-        self, blocks: Iterable[Block], log: tuple[int, int], ids: Dictionaries, *, replace: bool = False
-    ) -> None:
-        """Write blocks as segments and switch to the state that has them.
-
-        Args:
-            blocks: packed chunks and edits; packing may read the present state.
-            log: number and first sequence number of the log that follows; older ones are no longer needed.
-            ids: dictionaries of the blocks' codes, with ids that are not durable yet.
-            replace: the new segments replace all present ones instead of following them.
+    def stage(self, blocks: Iterable[Block]) -> Staged:
+        """Write blocks to as many segments as they need; nothing refers to these until ``save``. Needs no lock.
 
         Raises:
-            OSError: when writing fails; the vault is then as before the call.
+            OSError: when writing fails; nothing is left then.
         """
-        writers: list[SegmentWriter] = []
+        staged = Staged()
         try:
-            directories = self._write(blocks, writers)
-            taken = set() if replace else {entry.slot for entry in self.manifest.segments}
-            free = [s for s in range(MAX_SLOTS) if s not in taken][: len(writers)]
-            entries = tuple(
-                SegmentEntry(writer.number, slot, writer.bytes, writer.events, len(directory))
-                for writer, slot, directory in zip(writers, free, directories)
-            )
-            if len(free) < len(writers):
-                raise ValueError(f"{self.folder} has {MAX_SLOTS} segments, the most there can be; run compact")
-            self._switch(entries, directories, log, ids, replace)
+            for packed, entries in blocks:
+                assert len(packed) + SEGMENT_BYTES // 8 < MAX_SEGMENT_WORDS
+                if not staged.writers or staged.writers[-1].bytes >= SEGMENT_BYTES:
+                    staged.finish_last()
+                    staged.writers.append(SegmentWriter(self.folder, self.reserve(), self.manifest.layout))
+                staged.writers[-1].write(packed, entries)
+                self.written += packed.nbytes
+            staged.finish_last()
+        except BaseException:
+            staged.abandon()
+            raise
+        return staged
+
+    def reserve(self, count: int = 1) -> int:
+        """The first of so many file numbers that nobody else gets."""
+        with self._numbers:
+            first = max(self._next_number, self.manifest.next_number)
+            self._next_number = first + count
+            return first
+
+    def save(
+        self,
+        staged: Staged,
+        log: tuple[int, int],
+        ids: Dictionaries,
+        *,
+        replacing: Sequence[SegmentEntry] = (),
+        lock: AbstractContextManager[Any],
+    ) -> Step:
+        """Make the state with staged segments that of the files, durably; ``install`` makes it that of memory.
+
+        Args:
+            staged: segments that come last, or in the place of those that they replace.
+            log: number and first sequence number of the log that follows; older ones are no longer needed.
+            ids: dictionaries of the segments' codes, with ids that are not durable yet.
+            replacing: adjacent segments that go.
+            lock: the vault's; held while ids are looked at.
+
+        Raises:
+            OSError: when writing fails; the vault is then as before the call, but for ``in_doubt``.
+            ValueError: when there are too many segments.
+        """
+        old, switching = self.manifest, False
+        try:
+            entries = self._entries(staged, {entry.slot for entry in old.segments})
+            dictionaries = ids.save(lock)
+            sync_directory(self.folder)
+            at = old.segments.index(replacing[0]) if replacing else len(old.segments)
+            segments = (*old.segments[:at], *entries, *old.segments[at + len(replacing) :])
+            changes: dict[str, Any] = {"snapshot": 0, "snapshot_segments": 0} if at < old.snapshot_segments else {}
+            changes |= {"segments": segments, "next_number": self.reserve(0), "dictionaries": dictionaries}
+            manifest = old.successor(first_log=log[0], first_sequence=log[1], **changes)
+            opened = {entry.slot: Segment(self.folder, entry.number, manifest.layout) for entry in entries}
+            switching = True
+            manifest.save(self.folder)
         except BaseException as error:
-            if Manifest.load(self.folder).generation != self.manifest.generation:
+            if switching and self._moved_on(old):
                 # Replaced, but perhaps not durably: the files of both states must stay.
                 self.in_doubt = True
                 raise OSError(f"{self.folder} may not have been made durable ({error}); open it again") from error
-            for writer in writers:
-                writer.abandon()
+            staged.abandon()
             raise
-
-    def _write(self, blocks: Iterable[Block], writers: list[SegmentWriter]) -> list[np.ndarray]:
-        """Write blocks to as many segments as they need; returns the directories."""
-        number = self.manifest.next_number
-        directories = []
-        for packed, entries in blocks:
-            assert len(packed) + SEGMENT_BYTES // 8 < MAX_SEGMENT_WORDS
-            if not writers or writers[-1].bytes >= SEGMENT_BYTES:
-                if writers:
-                    directories.append(writers[-1].finish())
-                writers.append(SegmentWriter(self.folder, number, self.manifest.layout))
-                number += 1
-            writers[-1].write(packed, entries)
-            self.written += packed.nbytes
-        if writers:
-            directories.append(writers[-1].finish())
-        return directories
-
-    def _switch(
-        self,
-        entries: tuple[SegmentEntry, ...],
-        directories: list[np.ndarray],
-        log: tuple[int, int],
-        ids: Dictionaries,
-        replace: bool,
-    ) -> None:
-        dictionaries = ids.save()
-        sync_directory(self.folder)
-        old, (first_log, first_sequence) = self.manifest, log
-        changes: dict[str, Any] = {"snapshot": 0, "snapshot_segments": 0} if replace else {}
-        segments = entries if replace else old.segments + entries
-        number = max([old.next_number, *(entry.number + 1 for entry in entries)])
-        changes |= {"segments": segments, "next_number": number, "dictionaries": dictionaries}
-        manifest = old.successor(first_log=first_log, first_sequence=first_sequence, **changes)
-        opened = {entry.slot: Segment(self.folder, entry.number, manifest.layout) for entry in entries}
-        manifest.save(self.folder)
-        self.manifest = manifest
         ids.saved(dictionaries)
-        self.files = SegmentFiles(opened if replace else {**self.files.segments, **opened}, ids)
-        if replace:
-            self.index = Index()
-        for entry, directory in zip(entries, directories):
-            self.index.apply(directory, entry.slot)
-        if replace:
-            for entry in old.segments:
-                (self.folder / file_name(entry.number)).unlink(missing_ok=True)
-            if old.snapshot:
-                (self.folder / snapshot.file_name(old.snapshot)).unlink(missing_ok=True)
+        gone = {entry.slot for entry in replacing}
+        stay = {slot: segment for slot, segment in self.files.segments.items() if slot not in gone}
+        return Step(manifest, SegmentFiles({**stay, **opened}, ids), entries, staged.directories)
+
+    def _moved_on(self, old: Manifest) -> bool:
+        try:
+            return Manifest.load(self.folder).generation != old.generation
+        except (OSError, ValueError):
+            return True  # unknown, which is dealt with alike
+
+    def _entries(self, staged: Staged, taken: set[int]) -> tuple[SegmentEntry, ...]:
+        free = [slot for slot in range(MAX_SLOTS) if slot not in taken][: len(staged.writers)]
+        if len(free) < len(staged.writers):
+            raise ValueError(f"{self.folder} has {MAX_SLOTS} segments, the most there can be; run compact")
+        return tuple(
+            SegmentEntry(writer.number, slot, writer.bytes, writer.events, len(directory))
+            for writer, slot, directory in zip(staged.writers, free, staged.directories)
+        )
+
+    def install(self, step: Step, index: Index) -> None:
+        """Make a saved state that of memory; hold the vault's lock."""
+        self.manifest, self.files, self.index = step.manifest, step.files, index
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Remove files that no state refers to any more; what cannot be removed is, at the next opening for writing."""
+        for name in names:
+            with contextlib.suppress(OSError):
+                (self.folder / name).unlink(missing_ok=True)
 
     def choose_ids(self, users: np.ndarray, events: dict[str, np.ndarray]) -> Dictionaries:
         """Dictionaries for a commit after which no segment without them remains, judged by a sample of events."""
         ids = self.files.ids
         return ids.with_added(paying_fields(ids, users, events)) if self.manifest.choose_dictionaries else ids
 
-    def save_index(self) -> None:
-        """Save a snapshot of the index and make the manifest name it."""
-        old = self.manifest
-        if old.snapshot and old.snapshot_segments == len(old.segments) and not self.index_lost:
-            return
-        self.index = self.index.compacted()
-        snapshot.save(self.folder, old.next_number, self.index)
-        self.manifest = old.successor(
-            snapshot=old.next_number, snapshot_segments=len(old.segments), next_number=old.next_number + 1
-        )
-        self.manifest.save(self.folder)
+    def save_index(self, index: Index) -> None:
+        """Save a snapshot of the index, compacted and without what is only in the log; the manifest then names it."""
+        old, number = self.manifest, self.reserve()
+        snapshot.save(self.folder, number, index)
+        manifest = old.successor(snapshot=number, snapshot_segments=len(old.segments), next_number=self.reserve(0))
+        manifest.save(self.folder)
+        self.manifest = manifest
         self.index_lost = False
         if old.snapshot:
-            (self.folder / snapshot.file_name(old.snapshot)).unlink(missing_ok=True)
+            self.remove([snapshot.file_name(old.snapshot)])
+
+    @property
+    def index_saved(self) -> bool:
+        """Whether the snapshot has all segments."""
+        manifest = self.manifest
+        return manifest.snapshot > 0 and manifest.snapshot_segments == len(manifest.segments) and not self.index_lost
 
     @property
     def selective(self) -> bool:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Container, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -150,13 +151,18 @@ class Dictionary:
             # Copied, for a read may still look at the ids that others will now replace.
             self._ids, self.count, self._table = self.ids[: self.durable.ids].copy(), self.durable.ids, None
 
-    def save(self) -> DictionaryEntry:
-        """Write the ids added since the last commit, durably; they count when a manifest says so."""
+    def save(self, lock: AbstractContextManager[Any]) -> DictionaryEntry:
+        """Write the ids added since the last commit, durably; they count when a manifest says so.
+
+        ``lock``, the vault's, is held only to look at the ids, which others may add to meanwhile.
+        """
         known = self.durable
-        if known.bytes and self.count == known.ids:
-            return known
-        added = self.ids[known.ids : self.count].tobytes()
-        rest = BLOCK.pack(0, 0, known.ids, self.count - known.ids)[8:] + added
+        with lock:
+            count = self.count
+            if known.bytes and count == known.ids:
+                return known
+            added = self.ids[known.ids : count].tobytes()
+        rest = BLOCK.pack(0, 0, known.ids, count - known.ids)[8:] + added
         block = struct.pack("<II", BLOCK_MAGIC, crc32c(rest)) + rest
         file = os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o644)
         try:
@@ -167,7 +173,7 @@ class Dictionary:
             os.fsync(file)
         finally:
             os.close(file)
-        return DictionaryEntry(known.field, self.count, (known.bytes or HEADER.size) + len(block))
+        return DictionaryEntry(known.field, count, (known.bytes or HEADER.size) + len(block))
 
     def count_on(self, entry: DictionaryEntry) -> Dictionary:
         """Take over what a manifest says of the file."""
@@ -231,9 +237,9 @@ class Dictionaries:
         coded = {n: d.encode(events[n]) for n, d in self.by_field.items() if n not in known}
         return {**events, **coded}
 
-    def save(self) -> tuple[DictionaryEntry, ...]:
-        """Write what was added, durably; what a manifest is to say of them."""
-        return tuple(dictionary.save() for dictionary in self.by_field.values())
+    def save(self, lock: AbstractContextManager[Any]) -> tuple[DictionaryEntry, ...]:
+        """Write what was added, durably; what a manifest is to say of them. ``lock`` is the vault's."""
+        return tuple(dictionary.save(lock) for dictionary in self.by_field.values())
 
     def saved(self, entries: Iterable[DictionaryEntry]) -> None:
         """A manifest with these entries is in place."""

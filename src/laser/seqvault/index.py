@@ -238,6 +238,13 @@ class Index:
             self.table = np.empty(int(max(num_rows * 1.25, len(self.rows)) / LOAD) + 16, np.int32)
             _rehash(self.table, self.rows, num_rows)
 
+    def copy(self) -> Index:
+        """An index that may change while this one stays. The chunk records are shared: they are only ever added to."""
+        twin = Index.__new__(Index)
+        twin.rows, twin.table, twin.chunks = self.rows.copy(), self.table.copy(), self.chunks
+        twin.used, twin.live = self.used.copy(), self.live.copy()
+        return twin
+
     def forget(self, user: int) -> bool:
         """Drop all chunks of a user; whether there were any."""
         row = find_row(self.table, self.rows, np.uint64(user))

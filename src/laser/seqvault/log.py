@@ -10,6 +10,7 @@ written: if such a record follows unreadable bytes, these were damaged, not cut 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 from collections.abc import Iterator
@@ -51,13 +52,25 @@ class LogWriter:
     """The log that is being written."""
 
     def __init__(self, folder: Path, number: int, layout: Layout, sequence: int) -> None:
-        self.number, self.path, self.sequence = number, folder / file_name(number), sequence
+        self.number, self.path = number, folder / file_name(number)
+        self.first_sequence = self.sequence = sequence
         self.file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-        write_all(self.file, _file_header(number, layout, sequence))
-        os.fsync(self.file)
-        sync_directory(folder)
+        try:
+            write_all(self.file, _file_header(number, layout, sequence))
+            os.fsync(self.file)
+            sync_directory(folder)
+        except OSError:
+            os.close(self.file)
+            with contextlib.suppress(OSError):
+                self.path.unlink(missing_ok=True)
+            raise
         self.position = self.durable = FILE.size
         self.failed: OSError | None = None
+
+    @property
+    def records(self) -> bool:
+        """Whether there are any."""
+        return self.position > FILE.size
 
     def write(self, kind: int, count: int, payload: bytes) -> None:
         """Append one record.

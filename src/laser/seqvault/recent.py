@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,13 @@ import numpy as np
 from laser.seqvault import log
 from laser.seqvault.catalog import Block, Catalog
 from laser.seqvault.dictionary import Dictionaries
-from laser.seqvault.index import ENTRY
+from laser.seqvault.index import ENTRY, Index
 from laser.seqvault.layout import Layout
 from laser.seqvault.recovery import LogFollower, remove_strays
 from laser.seqvault.single import MOST, SingleEvents
 from laser.seqvault.storing import pack_events
 from laser.seqvault.syncing import Syncer
-from laser.seqvault.tail import Tail
+from laser.seqvault.tail import Frozen, Tail
 
 
 class Recent:
@@ -85,70 +86,93 @@ class Recent:
         self._syncer = syncer
         syncer.follow(self.log)
 
-    def append(self, users: np.ndarray, events: dict[str, np.ndarray]) -> None:
-        """Log and keep events of the layout's types."""
+    def append(self, users: np.ndarray, events: dict[str, np.ndarray], lock: threading.RLock) -> None:
+        """Log and keep events of the layout's types; one call at a time. ``lock``, the vault's, is held for memory."""
         payload = b"".join([users.tobytes(), *(events[name].tobytes() for name in self._layout.names)])
-        self._write(log.Record(0, log.APPEND, users, events), payload)
+        self._write(log.Record(0, log.APPEND, users, events), payload, lock)
 
-    def delete(self, users: np.ndarray) -> None:
-        """Log and perform the deletion of one user."""
-        self._write(log.Record(0, log.DELETE, users, {}), users.tobytes())
+    def delete(self, users: np.ndarray, lock: threading.RLock) -> None:
+        """Log and perform the deletion of one user; as ``append``."""
+        self._write(log.Record(0, log.DELETE, users, {}), users.tobytes(), lock)
 
-    def _write(self, record: log.Record, payload: bytes) -> None:
+    def _write(self, record: log.Record, payload: bytes, lock: threading.RLock) -> None:
         assert self.log is not None
         assert self._syncer is not None
         self.log.write(record.kind, len(record.users), payload)
-        self._apply(record)
+        with lock:
+            self._apply(record)
         self._syncer.wrote()
 
     def pack_one(self, user: int, event: Mapping[str, Any]) -> bytes | None:
         """An event for ``append_one``; ``None`` when it needs the checks of an ordinary append."""
         return self._single.pack(user, event)
 
-    def append_one(self, payload: bytes) -> bool:
-        """Log and keep a packed event; whether it is time to look at the memory budget."""
+    def append_one(self, payload: bytes, lock: threading.RLock) -> bool:
+        """Log and keep a packed event; whether it is time to look at the memory budget. As ``append``."""
         assert self.log is not None
         assert self._syncer is not None
         self.log.write(log.APPEND, 1, payload)
-        self._single.add(payload)
+        with lock:
+            waiting = self._single.add(payload)
         self._syncer.wrote()
-        return len(self._single) >= MOST
+        return waiting >= MOST
 
-    def blocks(self, ids: Dictionaries) -> Iterator[Block]:
-        """Everything recent as edits and packed chunks."""
-        tail = self.tail
-        tail.coded(ids)  # also what was deleted since: other processes gave its ids codes
-        if tail.forgotten:
-            entries = np.zeros(len(tail.forgotten), ENTRY)
-            entries["user"] = sorted(tail.forgotten)
-            yield np.empty(0, np.uint64), entries
-        kept = tail.kept()
-        if len(kept):
-            events = {name: values[kept] for name, values in tail.coded(ids).items()}
-            yield from pack_events(self._layout, self.catalog.index, self.catalog.files, tail.users[kept], events)
+    def freeze(self, lock: threading.RLock) -> Frozen | None:
+        """Begin a log, and mark what is recent now; ``None`` when nothing is. Nothing may be appended meanwhile.
 
-    def next_log(self) -> log.LogWriter:
-        """A new, empty log that would follow the present one."""
+        Raises:
+            OSError: when the new log cannot be written; everything stays as it was.
+        """
         assert self.log is not None
-        return log.LogWriter(self.folder, self.log.number + 1, self._layout, self.log.sequence)
+        with lock:
+            if not self.tail.size and not self.tail.forgotten:
+                return None
+        if self.log.records:
+            self.log.sync()  # so that no later log is durable before this one
+            self._move_to(log.LogWriter(self.folder, self.log.number + 1, self._layout, self.log.sequence))
+        with lock:
+            return self.tail.freeze()
 
-    def discard(self, new: log.LogWriter, error: BaseException) -> None:
-        """The step to the ``new`` log failed: stay, or stop writing if it may have been taken on disk."""
-        new.close()
-        if self.catalog.in_doubt:
-            assert self.log is not None
-            self.log.failed = OSError(str(error))
-        else:
-            new.path.unlink(missing_ok=True)
-
-    def move_to(self, new: log.LogWriter) -> None:
-        """All recent events are in segments: go on with the ``new`` log and empty memory."""
+    def _move_to(self, new: log.LogWriter) -> None:
         assert self.log is not None
         assert self._syncer is not None
-        old, self.log, self._memory = self.log, new, Tail(self._layout)
+        old, self.log = self.log, new
         self._syncer.follow(new)
         old.close()
-        remove_strays(self.folder, self.catalog.manifest)
+
+    def blocks(self, frozen: Frozen, ids: Dictionaries, lock: threading.RLock) -> Iterator[Block]:
+        """Frozen operations as edits and packed chunks."""
+        coded = frozen.coded(ids, lock)
+        if frozen.forgotten:
+            entries = np.zeros(len(frozen.forgotten), ENTRY)
+            entries["user"] = sorted(frozen.forgotten)
+            yield np.empty(0, np.uint64), entries
+        if len(frozen.kept):
+            events = {name: values[frozen.kept] for name, values in coded.items()}
+            index, files = self.catalog.index, self.catalog.files
+            yield from pack_events(self._layout, index, files, frozen.users[frozen.kept], events)
+
+    def since(self, frozen: Frozen, index: Index, ids: Dictionaries, lock: threading.RLock) -> Tail:
+        """The tail that is left when ``index`` has what is frozen. Nothing may be appended meanwhile."""
+        with lock:
+            tail = self.tail
+            if tail.forgotten:
+                tail.coded(ids)  # what was deleted is dropped now, but other processes give its ids codes
+        return tail.since(frozen, index)
+
+    def replace_tail(self, tail: Tail) -> None:
+        """Go on with this tail; hold the vault's lock."""
+        self._memory = tail
+
+    def stop(self, error: BaseException) -> None:
+        """Take no more: it is not known which state is on disk."""
+        assert self.log is not None
+        self.log.failed = OSError(str(error))
+
+    def remove_old_logs(self) -> None:
+        """Remove the logs before the manifest's first."""
+        first = log.file_name(self.catalog.manifest.first_log)
+        self.catalog.remove(path.name for path in self.folder.glob("*.wal") if path.name < first)
 
     def close(self) -> None:
         """Close the log."""

@@ -51,9 +51,10 @@ class SingleEvents:
         except (KeyError, struct.error, OverflowError, TypeError):
             return None
 
-    def add(self, payload: bytes) -> None:
-        """Keep a packed event back."""
+    def add(self, payload: bytes) -> int:
+        """Keep a packed event back; how many are."""
         self._waiting.append(payload)
+        return len(self._waiting)
 
     def take(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Users and events kept back, in order; there are none afterwards."""

@@ -8,16 +8,19 @@ Legend of shape suffixes: N events of a call.
 
 from __future__ import annotations
 
+import threading
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from laser.seqvault.dictionary import Dictionaries
-from laser.seqvault.index import GOLDEN, NEVER, find_row
+from laser.seqvault.index import GOLDEN, NEVER, Index, find_row
 from laser.seqvault.jit import kernel
 from laser.seqvault.layout import Layout
 
 SLOT = np.dtype([("user", "<u8"), ("last", "<i8"), ("head", "<i4"), ("count", "<i4"), ("state", "<i4")])
+CODED_AT_ONCE = 1 << 15
 EMPTY, ORDERED, MIXED = 0, 1, 2
 """State of a slot. MIXED: an event arrived that is older than one before it; a read must sort."""
 
@@ -76,6 +79,41 @@ def _rehash(old: np.ndarray, new: np.ndarray) -> None:
             new[slot].head = old[index].head
             new[slot].count = old[index].count
             new[slot].state = old[index].state
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """Recent operations up to a moment, on their way into a segment; later ones do not change it."""
+
+    stop: int
+    """Events up to this position of the tail."""
+    kept: np.ndarray
+    """Positions of those that were not deleted."""
+    forgotten: frozenset[int]
+    """Users deleted up to then."""
+    users: np.ndarray
+    events: dict[str, np.ndarray]
+
+    def coded(self, dictionaries: Dictionaries, lock: threading.RLock) -> dict[str, np.ndarray]:
+        """All events with codes; deleted ones take part, for other processes gave their ids codes."""
+        return coded_in_turns(self.events, self.stop, dictionaries, lock)
+
+
+def coded_in_turns(
+    events: dict[str, np.ndarray], size: int, dictionaries: Dictionaries, lock: threading.RLock
+) -> dict[str, np.ndarray]:
+    """The first ``size`` events with codes in the fields that have a dictionary; new ids are added in order of arrival.
+
+    The vault's lock is held for some events at a time, so that reads go on.
+    """
+    coded = {}
+    for name, dictionary in dictionaries.by_field.items():
+        parts = [events[name][:0].astype(np.int32)]
+        for start in range(0, size, CODED_AT_ONCE):
+            with lock:
+                parts.append(dictionary.encode(events[name][start : min(start + CODED_AT_ONCE, size)]))
+        coded[name] = np.concatenate(parts)
+    return {**events, **coded}
 
 
 class Tail:
@@ -147,6 +185,25 @@ class Tail:
             self.slots[slot]["state"] = ORDERED
             self.slots[slot]["head"], self.slots[slot]["count"], self.slots[slot]["last"] = -1, 0, NEVER
         self.forgotten.add(int(user))
+
+    def freeze(self) -> Frozen:
+        """Everything so far, for a segment; it stays readable here until the tail ``since`` then replaces this one."""
+        frozen = Frozen(self.size, self.kept(), frozenset(self.forgotten), self.users, self.events)
+        self.forgotten.clear()
+        return frozen
+
+    def thaw(self, frozen: Frozen) -> None:
+        """The segment could not be written: all is recent again."""
+        self.forgotten |= frozen.forgotten
+
+    def since(self, frozen: Frozen, index: Index) -> Tail:
+        """What came after ``frozen``, which ``index`` has by now."""
+        fresh, positions = Tail(self.layout), self.kept()
+        positions = positions[np.searchsorted(positions, frozen.stop) :]
+        events = {name: values[positions] for name, values in self.events.items()}
+        fresh.append(self.users[positions], events, index.table, index.rows)
+        fresh.forgotten = set(self.forgotten)
+        return fresh
 
     def kept(self) -> np.ndarray:
         """Positions of the events that were not deleted, in arrival order."""

@@ -5,19 +5,25 @@ from __future__ import annotations
 import contextlib
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import chain
 from typing import Any
 
 import numpy as np
 
-from laser.seqvault.catalog import Block, Catalog
+from laser.seqvault import snapshot
+from laser.seqvault.catalog import Block, Catalog, Staged
 from laser.seqvault.dictionary import Dictionaries
-from laser.seqvault.layout import user_ids
+from laser.seqvault.index import Index
+from laser.seqvault.layout import Layout, user_ids
+from laser.seqvault.manifest import SegmentEntry
 from laser.seqvault.planning import FOREVER
 from laser.seqvault.ragged import Ragged
 from laser.seqvault.recent import Recent
+from laser.seqvault.segment import file_name
 from laser.seqvault.storing import pack_events, repack, sample
 from laser.seqvault.syncing import Syncer
+from laser.seqvault.tail import Frozen, coded_in_turns
 
 CLOSE_EVENTS = 4096
 """Closing moves recent events to a segment when there are this many; fewer are quicker to replay."""
@@ -27,6 +33,10 @@ BULK_EVENTS = 1 << 17
 
 class Writer:
     """Changes a vault; ``SeqVault`` documents what its methods promise.
+
+    Locks, in the order in which they are taken: ``committing`` by whoever replaces the manifest, ``appending`` by
+    whoever writes to the log, ``lock`` by whoever touches what reads look at. Files are written and made durable
+    without the last one, so that reads wait for memory only.
 
     Args:
         catalog: segments and index.
@@ -46,58 +56,83 @@ class Writer:
         read: Callable[..., Ragged],
         tail_bytes: int,
     ) -> None:
-        self._catalog, self._recent, self._lock, self._read = catalog, recent, lock, read
+        self.catalog, self.recent, self.lock, self._read = catalog, recent, lock, read
+        self.committing, self._appending = threading.RLock(), threading.RLock()
         self.tail_bytes = tail_bytes
         recent.start_writing(syncer)
         if catalog.index_lost:
-            self._save_index()
+            self.save_index()
+
+    @property
+    def _layout(self) -> Layout:
+        return self.catalog.manifest.layout
 
     def append(self, users: Any, events: Mapping[str, Any]) -> int:
         """See ``SeqVault.append``."""
-        layout, ids = self._catalog.manifest.layout, user_ids(users)
-        values = layout.coerce(events, len(ids))
-        with self._lock:
-            admitted = self._catalog.manifest.admission.admit(layout, ids, values, self._read)
-            if not admitted.all():
-                ids, values = ids[admitted], {name: column[admitted] for name, column in values.items()}
-            if not len(ids):
-                return 0
-            if len(ids) >= BULK_EVENTS:
-                self.checkpoint()
-                self._append_bulk(ids, values)
-                return len(ids)
-            self._recent.append(ids, values)
-            self._keep_budget()
-            return len(ids)
+        ids = user_ids(users)
+        values = self._layout.coerce(events, len(ids))
+        if len(ids) >= BULK_EVENTS:
+            return self.append_parts([(ids, values)])
+        with self._appending:
+            ids, values = self._admitted(ids, values)
+            if len(ids):
+                self.recent.append(ids, values, self.lock)
+        self._keep_budget()
+        return len(ids)
 
-    def _append_bulk(self, users: np.ndarray, events: dict[str, np.ndarray]) -> None:
-        catalog = self._catalog
-        ids = catalog.files.ids if catalog.manifest.segments else catalog.choose_ids(users, events)
-        try:
-            coded = ids.encode(events)
-            self._commit(pack_events(catalog.manifest.layout, catalog.index, catalog.files, users, coded), ids)
-        except BaseException:
-            ids.roll_back()  # events of the next append must get the codes that readers of the log give them
-            raise
+    def _admitted(self, ids: np.ndarray, values: dict[str, np.ndarray]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        admitted = self.catalog.manifest.admission.admit(self._layout, ids, values, self._read)
+        if admitted.all():
+            return ids, values
+        return ids[admitted], {name: column[admitted] for name, column in values.items()}
+
+    def append_parts(self, parts: Iterable[tuple[np.ndarray, dict[str, np.ndarray]]]) -> int:
+        """Append parts without a user in common, packed one at a time, in one commit; returns the events stored."""
+        # No other event may come between: one that is newer than these must not be stored before them.
+        with self.committing, self._appending:
+            self.checkpoint()
+            coming, catalog, stored = iter(parts), self.catalog, 0
+            first = next(coming, None)
+            if first is None:
+                return 0
+            ids = catalog.files.ids if catalog.manifest.segments else catalog.choose_ids(*first)
+
+            def packed() -> Iterator[Block]:
+                nonlocal stored
+                for part in chain([first], coming):
+                    users, events = self._admitted(*part)
+                    if len(users):
+                        stored += len(users)
+                        coded = coded_in_turns(events, len(users), ids, self.lock)
+                        yield from pack_events(self._layout, catalog.index, catalog.files, users, coded)
+
+            try:
+                self.commit(catalog.stage(packed()), ids)
+            except BaseException:
+                with self.lock:
+                    ids.roll_back()  # events of the next append must get the codes that readers of the log give them
+                raise
+            return stored
 
     def append_one(self, user: int, event: Mapping[str, Any]) -> int:
         """See ``SeqVault.append_one``."""
-        with self._lock:
-            payload = self._recent.pack_one(user, event)
-            if payload is None or self._catalog.selective:
-                return self.append([user], {name: [value] for name, value in event.items()})
-            if self._recent.append_one(payload):
-                self._keep_budget()
+        payload = None if self.catalog.selective else self.recent.pack_one(user, event)
+        if payload is None:
+            return self.append([user], {name: [value] for name, value in event.items()})
+        with self._appending:
+            full = self.recent.append_one(payload, self.lock)
+        if full:
+            self._keep_budget()
         return 1
 
     def _keep_budget(self) -> None:
         """Checkpoint when memory is full; if the disk is too, events stay in log and memory, which suffice."""
-        if self._recent.nbytes <= self.tail_bytes:
+        if self.recent.nbytes <= self.tail_bytes:
             return
         try:
             self.checkpoint()
-        except OSError as error:
-            where = self._catalog.folder
+        except (OSError, ValueError) as error:
+            where = self.catalog.folder
             message = f"the vault at {where} could not write a segment ({error}); it keeps events in memory"
             warnings.warn(message, stacklevel=4)
             self.tail_bytes += self.tail_bytes // 4
@@ -105,64 +140,111 @@ class Writer:
     def delete_user(self, user: int) -> bool:
         """See ``SeqVault.delete_user``."""
         ids = user_ids(user)
-        with self._lock:
-            known = bool(self._read(ids, last_n=1, fields=self._catalog.manifest.layout.names[:1]).lengths[0])
-            self._recent.delete(ids)
+        with self._appending:
+            known = bool(self._read(ids, last_n=1, fields=self._layout.names[:1]).lengths[0])
+            self.recent.delete(ids, self.lock)
             return known
 
     def checkpoint(self) -> None:
         """See ``SeqVault.checkpoint``."""
-        with self._lock:
-            recent, catalog = self._recent, self._catalog
-            tail = recent.tail
-            if tail.size or tail.forgotten:
+        with self.committing:
+            with self._appending:
+                frozen = self.recent.freeze(self.lock)
+            if frozen is None:
+                return
+            recent, catalog = self.recent, self.catalog
+            assert recent.log is not None
+            log = recent.log.number, recent.log.first_sequence
+            try:
                 segments = catalog.manifest.segments
-                ids = catalog.files.ids if segments else catalog.choose_ids(tail.users[: tail.size], tail.events)
-                self._commit(recent.blocks(ids), ids)
+                ids = catalog.files.ids if segments else catalog.choose_ids(frozen.users[: frozen.stop], frozen.events)
+                self.commit(catalog.stage(recent.blocks(frozen, ids, self.lock)), ids, frozen=frozen, log=log)
+            except BaseException:
+                with self.lock:
+                    recent.tail.thaw(frozen)
+                raise
+        self.save_index(only_due=True)
 
     def compact(self, keep_last: int | None, keep_since: int | None) -> None:
         """See ``SeqVault.compact``."""
-        with self._lock:
+        with self.committing:
             self.checkpoint()
-            catalog, most = self._catalog, FOREVER if keep_last is None else keep_last
-            layout = catalog.manifest.layout
-            ids = catalog.choose_ids(*sample(layout, catalog.index, catalog.files))
-            packed = repack(layout, catalog.index, catalog.files, ids, most, keep_since)
-            self._commit(packed, ids, replace=True)
-            self._save_index()
+            catalog, most = self.catalog, FOREVER if keep_last is None else keep_last
+            ids = catalog.choose_ids(*sample(self._layout, catalog.index, catalog.files))
+            packed = repack(self._layout, catalog.index, catalog.files, ids, most, keep_since)
+            self.commit(catalog.stage(packed), ids, replacing=catalog.manifest.segments)
+            self.save_index()
 
-    def _commit(self, packed: Iterable[Block], ids: Dictionaries, *, replace: bool = False) -> None:
-        """Write segments, begin a new log, switch, and drop the old log and the memory."""
-        recent = self._recent
-        new = recent.next_log()
+    def commit(
+        self,
+        staged: Staged,
+        ids: Dictionaries,
+        *,
+        replacing: tuple[SegmentEntry, ...] = (),
+        frozen: Frozen | None = None,
+        log: tuple[int, int] | None = None,
+    ) -> None:
+        """Switch to the state with staged segments, on disk and then in memory; hold ``committing``.
+
+        Args:
+            staged: what ``Catalog.stage`` wrote.
+            ids: dictionaries of the segments' codes.
+            replacing: all present segments when the staged ones replace them, else none.
+            frozen: recent events that the segments hold.
+            log: number and first sequence number of the log that follows these.
+
+        Raises:
+            OSError: when it cannot be made durable.
+        """
+        catalog, recent = self.catalog, self.recent
+        old = catalog.manifest
         try:
-            self._catalog.commit(packed, (new.number, new.sequence), ids, replace=replace)
+            step = catalog.save(
+                staged, log or (old.first_log, old.first_sequence), ids, replacing=replacing, lock=self.lock
+            )
         except BaseException as error:
-            recent.discard(new, error)
+            if catalog.in_doubt:
+                recent.stop(error)
             raise
-        recent.move_to(new)
-        if self._catalog.snapshot_due:
-            self._save_index()
+        with self._appending:
+            index = step.applied(Index() if replacing else catalog.index.copy(), recent.tail.forgotten)
+            tail = recent.tail if frozen is None else recent.since(frozen, index, ids, self.lock)
+            with self.lock:
+                catalog.install(step, index)
+                recent.replace_tail(tail)
+        catalog.remove(file_name(entry.number) for entry in replacing)
+        if old.snapshot and not catalog.manifest.snapshot:
+            catalog.remove([snapshot.file_name(old.snapshot)])
+        recent.remove_old_logs()
 
     def sync(self) -> None:
         """See ``SeqVault.sync``."""
-        with self._lock:
-            log = self._recent.log
+        with self._appending:
+            log = self.recent.log
             assert log is not None
             log.sync()
 
     def finish(self) -> None:
         """Make everything durable and leave what makes the next opening quick."""
-        with self._lock:
+        with self.committing:
             self.sync()
-            if self._recent.tail.size >= CLOSE_EVENTS or self._recent.tail.forgotten:
+            if self.recent.tail.size >= CLOSE_EVENTS or self.recent.tail.forgotten:
                 with contextlib.suppress(OSError):  # the log has everything
                     self.checkpoint()
-            self._save_index()
+            self.save_index()
 
-    def _save_index(self) -> None:
+    def save_index(self, *, only_due: bool = False) -> None:
         """Save the index where that is possible; without it the next opening takes longer."""
-        # While a deletion is only in the log, the index is ahead of the segments and must not be saved.
-        if not self._recent.tail.forgotten:
+        with self.committing:
+            catalog = self.catalog
+            if catalog.index_saved or (only_due and not catalog.snapshot_due):
+                return
+            with self._appending:
+                # While a deletion is only in the log, the index is ahead of the segments and must not be saved.
+                if self.recent.tail.forgotten:
+                    return
+                compacted = catalog.index.compacted()
+                with self.lock:
+                    catalog.index = compacted.copy()
             with contextlib.suppress(OSError):
-                self._catalog.save_index()
+                catalog.save_index(compacted)
