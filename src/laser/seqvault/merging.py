@@ -5,62 +5,67 @@ Such a user costs a full read until the next checkpoint, which stores the histor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
+from laser.seqvault.fetching import SegmentFiles
 from laser.seqvault.index import Index
-from laser.seqvault.layout import Field, Layout
+from laser.seqvault.layout import Layout
 from laser.seqvault.planning import FOREVER
-from laser.seqvault.ragged import Ragged
-from laser.seqvault.reading import SegmentFiles, execute, make_plan
+from laser.seqvault.reading import Answer, Plan, execute, make_plan
+from laser.seqvault.requesting import Request
 from laser.seqvault.tail import Tail, find_tail
 
 History = dict[str, np.ndarray]
 
 
-def read_mixed(
-    index: Index, files: SegmentFiles, tail: Tail, users: np.ndarray, codes: bool
-) -> Callable[[Layout, Sequence[Field], np.ndarray | None, np.ndarray], list[History]]:
-    """Take what is needed under the vault's lock; the function returned does the rest without it."""
-    plan, _ = make_plan(index, files, None, users, None, np.full(len(users), FOREVER), codes=codes)
-    arrays = tail.coded(files.ids) if codes else tail.events
-    recent = [_tail_events(tail, arrays, user) for user in users]
+def prepare(index: Index, files: SegmentFiles, tail: Tail, layout: Layout, request: Request) -> Callable[[], Answer]:
+    """Take what a request needs under the vault's lock; the function returned does the rest without it."""
+    plan, mixed = make_plan(
+        index, files, tail, request.users, request.before, request.wanted, codes=request.codes, where=request.where
+    )
+    if not len(mixed):
+        return lambda: Answer(plan, layout, request.fields)
+    users = request.users[mixed]
+    stored, _ = make_plan(index, files, None, users, None, np.full(len(users), FOREVER), codes=request.codes)
+    recent = [_positions(tail, user) for user in users]
 
-    def finish(layout: Layout, fields: Sequence[Field], before: np.ndarray | None, wanted: np.ndarray) -> list[History]:
-        time = layout.names[0]
-        stored = execute(plan, layout, layout.fields)
-        histories = []
-        for request, events in enumerate(recent):
-            old = stored.of(request)
-            merged = {name: np.concatenate([old[name], values]) for name, values in events.items()}
-            order = np.argsort(merged[time], kind="stable")
-            if before is not None:
-                order = order[merged[time][order] < before[request]]
-            order = order[max(0, len(order) - wanted[request]) :]
-            histories.append({field.name: merged[field.name][order] for field in fields})
-        return histories
+    def finish() -> Answer:
+        answer = Answer(plan, layout, request.fields)
+        answer.replace(mixed, _sorted(plan, stored, recent, layout, request, mixed))
+        return answer
 
     return finish
 
 
-def _tail_events(tail: Tail, arrays: History, user: np.uint64) -> History:
+def _positions(tail: Tail, user: np.uint64) -> np.ndarray:
+    """The user's events in the tail, in order of arrival."""
     positions = []
     event = int(tail.slots[find_tail(tail.slots, user)]["head"])
     while event >= 0:
         positions.append(event)
         event = int(tail.previous[event])
-    return {name: values[positions[::-1]] for name, values in arrays.items()}
+    return np.array(positions[::-1], np.int64)
 
 
-def splice(found: Ragged, at: np.ndarray, histories: list[History]) -> Ragged:
-    """``found`` with the (empty) histories at ``at`` replaced."""
-    lengths = found.lengths.copy()
-    lengths[at] = [len(next(iter(history.values()))) for history in histories]
-    edges = found.offsets[at]
-    fields = {}
-    for name, values in found.fields.items():
-        parts = np.split(values, edges)
-        mixed = [part for pair in zip(parts, [history[name] for history in histories]) for part in pair]
-        fields[name] = np.concatenate([*mixed, parts[-1]])
-    return Ragged(fields, np.concatenate([[0], np.cumsum(lengths)]))
+def _sorted(
+    plan: Plan, stored: Plan, recent: list[np.ndarray], layout: Layout, request: Request, mixed: np.ndarray
+) -> list[History]:
+    time, histories = layout.names[0], []
+    found = execute(stored, layout, layout.fields)
+    for index, (at, positions) in enumerate(zip(mixed, recent)):
+        old = found.of(index)
+        merged = {name: np.concatenate([old[name], plan.recent[name][positions]]) for name in layout.names}
+        order = np.argsort(merged[time], kind="stable")
+        if request.before is not None:
+            order = order[merged[time][order] < request.before[at]]
+        if request.where is not None:
+            seen = dict(merged)
+            for field in request.where.fields:
+                if request.codes and field.name in plan.ids:
+                    seen[field.name] = plan.ids[field.name].view(field.dtype)[merged[field.name]]
+            order = order[request.where.keep({f.name: seen[f.name][order] for f in request.where.fields})]
+        order = order[max(0, len(order) - request.wanted[at]) :]
+        histories.append({field.name: merged[field.name][order] for field in request.fields})
+    return histories

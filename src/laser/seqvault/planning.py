@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from laser.seqvault.checksum import crc32c_words
-from laser.seqvault.index import count_of, find_row, offset_of, slot_of, words_of
-from laser.seqvault.jit import WILLNEED, fadvise, kernel, pread
-from laser.seqvault.packing import MAGIC, unpack, unpack_ids
+from laser.seqvault.index import count_of, find_row
+from laser.seqvault.jit import kernel
 from laser.seqvault.tail import EMPTY, MIXED, find_tail
 
 FOREVER = np.iinfo(np.int64).max
@@ -53,16 +51,14 @@ def take_tail(
 
 @kernel
 def walk_tail(
-    taken: np.ndarray, newest: np.ndarray, previous: np.ndarray, stops: np.ndarray, source: np.ndarray, dest: np.ndarray
+    taken: np.ndarray, newest: np.ndarray, previous: np.ndarray, tail_off: np.ndarray, source: np.ndarray
 ) -> None:
-    """For each tail event used: its position in the tail and in the result, where a request ends at ``stops``."""
-    cursor = 0
+    """Positions in the tail of the events used, oldest first; ``tail_off[r]`` begins request r."""
     for request in range(len(taken)):
-        event, at = newest[request], stops[request]
+        event, at = newest[request], tail_off[request + 1]
         for _ in range(taken[request]):
             at -= 1
-            source[cursor], dest[cursor] = event, at
-            cursor += 1
+            source[at] = event
             event = previous[event]
 
 
@@ -133,140 +129,6 @@ def distinct_chunks(
             count += 1
         piece_at[piece] = table[slot]
     return count
-
-
-@kernel
-def arena_offsets(places: np.ndarray, offsets: np.ndarray) -> int:
-    """Where each chunk goes in the arena, in words; returns the words needed."""
-    total = 0
-    for index in range(len(places)):
-        offsets[index] = total
-        total += words_of(places[index])
-    return total
-
-
-@kernel
-def fetch(places: np.ndarray, files: np.ndarray, arena: np.ndarray, offsets: np.ndarray) -> int:
-    """Read all chunks into the arena, asking for all before waiting for any; -1, or the first that came back short."""
-    if len(places) > 1:
-        for index in range(len(places)):
-            place = places[index]
-            fadvise(files[slot_of(place)], offset_of(place) * 8, words_of(place) * 8, WILLNEED)
-    for index in range(len(places)):
-        place = places[index]
-        size = words_of(place) * 8
-        address = arena.ctypes.data + offsets[index] * 8
-        if pread(files[slot_of(place)], address, np.uint64(size), offset_of(place) * 8) != size:
-            return index
-    return -1
-
-
-@kernel
-def verify(places: np.ndarray, arena: np.ndarray, offsets: np.ndarray, num_columns: int) -> int:
-    """Check magic, size and checksum of all chunks; -1, or the first that is damaged."""
-    for index in range(len(places)):
-        top, words = offsets[index], words_of(places[index])
-        size = (
-            np.uint64(count_of(places[index]))
-            | np.uint64(num_columns) << np.uint64(16)
-            | np.uint64(words) << np.uint64(32)
-        )
-        head = np.uint64(MAGIC) | crc32c_words(arena, top + 1, top + words) << np.uint64(32)
-        if arena[top] != head or arena[top + 2] != size:
-            return index
-    return -1
-
-
-@kernel
-def cut_pieces(
-    before: np.ndarray,
-    wanted: np.ndarray,
-    piece_off: np.ndarray,
-    piece_at: np.ndarray,
-    piece_sure: np.ndarray,
-    places: np.ndarray,
-    arena: np.ndarray,
-    offsets: np.ndarray,
-    piece_start: np.ndarray,
-    piece_stop: np.ndarray,
-    lengths: np.ndarray,
-) -> None:
-    """Events of each piece that belong to the answer, and the length of each answer."""
-    times, scratch = np.empty(1024, np.uint64), np.empty(1024, np.uint64)
-    for request in range(len(before)):
-        missing = wanted[request]
-        for piece in range(piece_off[request], piece_off[request + 1]):
-            count = count_of(places[piece_at[piece]])
-            if not piece_sure[piece]:
-                unpack(arena, offsets[piece_at[piece]], 0, 0, count, times, 0, 1, scratch)
-                low, high = 0, count
-                while low < high:
-                    middle = (low + high) >> 1
-                    if np.int64(times[middle]) < before[request]:
-                        low = middle + 1
-                    else:
-                        high = middle
-                count = low
-            piece_stop[piece] = count
-            piece_start[piece] = max(0, count - missing)
-            missing -= count - piece_start[piece]
-        lengths[request] = wanted[request] - missing
-
-
-@kernel
-def unpack_pieces(
-    piece_off: np.ndarray,
-    piece_at: np.ndarray,
-    piece_start: np.ndarray,
-    piece_stop: np.ndarray,
-    stops: np.ndarray,
-    arena: np.ndarray,
-    offsets: np.ndarray,
-    column: int,
-    component: int,
-    stride: int,
-    dest: np.ndarray,
-) -> None:
-    """One column of all pieces; the stored part of request r ends at event ``stops[r]`` of ``dest``."""
-    scratch = np.empty(1024, np.uint64)
-    for request in range(len(stops)):
-        at = stops[request]
-        for piece in range(piece_off[request], piece_off[request + 1]):
-            start, stop = piece_start[piece], piece_stop[piece]
-            at -= stop - start
-            if stop > start:
-                unpack(
-                    arena, offsets[piece_at[piece]], column, start, stop, dest, at * stride + component, stride, scratch
-                )
-
-
-@kernel
-def unpack_id_pieces(
-    piece_off: np.ndarray,
-    piece_at: np.ndarray,
-    piece_start: np.ndarray,
-    piece_stop: np.ndarray,
-    stops: np.ndarray,
-    arena: np.ndarray,
-    offsets: np.ndarray,
-    column: int,
-    component: int,
-    stride: int,
-    dest: np.ndarray,
-    ids: np.ndarray,
-) -> int:
-    """As ``unpack_pieces`` for a column of codes into ``ids``; -1, or the first chunk with a code outside."""
-    scratch = np.empty(1024, np.uint64)
-    for request in range(len(stops)):
-        at = stops[request]
-        for piece in range(piece_off[request], piece_off[request + 1]):
-            start, stop = piece_start[piece], piece_stop[piece]
-            at -= stop - start
-            top = offsets[piece_at[piece]]
-            place = at * stride + component
-            if stop > start and not unpack_ids(arena, top, column, start, stop, dest, place, stride, scratch, ids):
-                return piece_at[piece]
-    return -1
 
 
 @kernel

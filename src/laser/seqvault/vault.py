@@ -13,10 +13,10 @@ Legend of shape suffixes: N events of an append; R requests of a read.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -27,16 +27,22 @@ from laser.seqvault.catalog import Catalog
 from laser.seqvault.checking import Problem
 from laser.seqvault.dictionary import DictionaryEntry, coded_fields
 from laser.seqvault.layout import Field, Layout, user_ids
+from laser.seqvault.lengths import history_lengths
 from laser.seqvault.lock import WriterLock
 from laser.seqvault.manifest import NAME, Manifest
-from laser.seqvault.merging import read_mixed, splice
-from laser.seqvault.planning import FOREVER
+from laser.seqvault.merging import prepare
+from laser.seqvault.padded import Align, row_length, write_out
 from laser.seqvault.ragged import Ragged
-from laser.seqvault.reading import execute, make_plan
+from laser.seqvault.reading import Answer
 from laser.seqvault.recent import Recent
+from laser.seqvault.recovery import remove_shards
+from laser.seqvault.requesting import Request
 from laser.seqvault.statistics import statistics
 from laser.seqvault.syncing import Sync, Syncer
 from laser.seqvault.writing import Writer
+
+if TYPE_CHECKING:
+    from laser.seqvault.shards import Receipt
 
 TAIL_BYTES = 64 << 20
 
@@ -143,6 +149,7 @@ class SeqVault:
         last_n: int | None = None,
         fields: Iterable[str] | None = None,
         ids: Literal["raw", "codes"] = "raw",
+        where: Mapping[str, Any] | None = None,
     ) -> Ragged:
         """Histories of R users, in the order asked for, events oldest first; events of equal time as they arrived.
 
@@ -153,6 +160,9 @@ class SeqVault:
             fields: names of the fields to return, all by default.
             ids: ``"codes"`` returns int32 codes in the fields that have a dictionary: positions in ``dictionary``, the
                 same in every process and for good.
+            where: only events that hold one of these values in each of these fields (whole numbers, one per event):
+                ``{"scenario": [1, 3]}``. ``last_n`` counts the events returned. Costs no full decode; a value that no
+                event has matches nothing.
 
         Returns:
             One array of the field's dtype per field, and int64 offsets [R + 1].
@@ -160,22 +170,53 @@ class SeqVault:
         Raises:
             ValueError: on bad arguments, or when stored data is damaged (with file and offset).
         """
-        of, chosen, codes = user_ids(users), self.layout.choose(fields), ids == "codes"
-        if last_n is not None and last_n < 0:
-            raise ValueError(f"last_n is {last_n}; expected a number of events of at least 0, or None for all")
-        if ids not in ("raw", "codes"):
-            raise ValueError(f"ids is {ids!r}; expected 'raw' or 'codes'")
-        wanted = np.full(len(of), FOREVER if last_n is None else last_n, np.int64)
-        cut = None if before is None else _cuts(before, len(of))
+        options = {"before": before, "last_n": last_n, "fields": fields, "ids": ids, "where": where}
+        return self._answer(Request.of(self.layout, users, **options)).ragged()
+
+    def read_into(
+        self,
+        users: Any,
+        out: Mapping[str, np.ndarray],
+        *,
+        before: int | np.ndarray | None = None,
+        last_n: int | None = None,
+        ids: Literal["raw", "codes"] = "raw",
+        where: Mapping[str, Any] | None = None,
+        align: Align = "right",
+        fill: int = 0,
+    ) -> np.ndarray:
+        """``read``, decoded straight into the caller's arrays (of pinned memory, for example), without a copy between.
+
+        Args:
+            users: see ``read``.
+            out: per field to read a contiguous array of its dtype (int32 for codes). Padded: [R, L], or
+                [R, L, length] for a field of several values; packed: [T] or [T, length], T at least the events read.
+            before: see ``read``.
+            last_n: see ``read``; padded rows hold the newest L at most.
+            ids: see ``read``.
+            where: see ``read``.
+            align: where the events of a row go, ``"right"`` (the newest last in the row) or ``"left"``; ``"packed"``
+                puts all histories one after the other.
+            fill: value of the places of padded rows that hold no event.
+
+        Returns:
+            int64 [R], the events of each request.
+
+        Raises:
+            ValueError: on bad arguments, or when an array has the wrong type, shape or memory order or is too short:
+                nothing is written then. When stored data is damaged (with file and offset).
+        """
+        names, requests = list(out), len(user_ids(users))
+        length = row_length(out, requests, align)
+        most = last_n if length is None or (last_n is not None and last_n < length) else length
+        options = {"before": before, "last_n": most, "fields": names, "ids": ids, "where": where}
+        return write_out(self._answer(Request.of(self.layout, users, **options)), out, length, align, fill)
+
+    def _answer(self, request: Request) -> Answer:
         with self._lock:
             tail = self._opened().tail
-            index, files, layout = self._catalog.index, self._catalog.files, self.layout
-            plan, mixed = make_plan(index, files, tail, of, cut, wanted, codes=codes)
-            finish = read_mixed(index, files, tail, of[mixed], codes) if len(mixed) else None
-        found = execute(plan, layout, chosen)
-        if finish is None:
-            return found
-        return splice(found, mixed, finish(layout, chosen, None if cut is None else cut[mixed], wanted[mixed]))
+            finish = prepare(self._catalog.index, self._catalog.files, tail, self.layout, request)
+        return finish()
 
     def dictionary(self, field: str) -> np.ndarray:
         """Ids of a field by code, of the field's dtype; those not yet in a segment included.
@@ -196,6 +237,11 @@ class SeqVault:
         with self._lock:
             recent = self._opened().tail.slots
             return np.union1d(self._catalog.index.users, recent["user"][recent["count"] > 0])
+
+    def lengths(self, users: Any) -> np.ndarray:
+        """Events of each of R users, int64 [R], counted without reading them."""
+        with self._lock:
+            return history_lengths(self._catalog.index, self._opened().tail, user_ids(users))
 
     def append(self, users: Any, events: Mapping[str, Any]) -> int:
         """Add N events; they can be read at once, by this object, and by others after their ``refresh``.
@@ -227,6 +273,62 @@ class SeqVault:
             OSError: as ``append``.
         """
         return self._writing().append_one(user, event)
+
+    def load(
+        self,
+        source: Any,
+        *,
+        user: str = "user",
+        columns: Mapping[str, str] | None = None,
+        memory_bytes: int = 1 << 30,
+        progress: Callable[[int], None] | None = None,
+    ) -> int:
+        """Add the rows of Parquet files or of Arrow data, in any order, all of them or none.
+
+        Rows that need more than ``memory_bytes`` while they are sorted go through temporary files in the vault's folder.
+        Under the vault's policies they count as having arrived in order of time.
+
+        Args:
+            source: a Parquet file, a folder of such, a list of both; or an Arrow table, data set or reader, or record
+                batches.
+            user: its column of users.
+            columns: its columns of fields that are not named like them.
+            memory_bytes: for events while they are sorted; the longest history must fit.
+            progress: called with a number of rows done, which add up to twice those of the source at most.
+
+        Returns:
+            Events stored.
+
+        Raises:
+            ValueError: when a file cannot be read, a column is missing or a value does not fit; names file, row group,
+                row and column.
+            OSError: when there is no room on the disk.
+        """
+        from laser.seqvault.exchange import ColumnNames, open_source
+        from laser.seqvault.loading import parts_of
+
+        writer, names = self._writing(), ColumnNames.matching(self.layout, user, columns)
+        opened = open_source(source, names)
+        parts = parts_of(opened, self.layout, names, memory_bytes, self.path, progress or (lambda rows: None))
+        return writer.append_parts(parts)
+
+    def adopt(self, receipts: Iterable[Receipt]) -> int:
+        """Make shards that other processes wrote part of the vault, all of them or none; see ``shards.write_shard``.
+
+        Raises:
+            ValueError: when shards share a user, a user has events in the vault already, or a file is not what its
+                receipt says.
+            OSError: when there is no room on the disk; the shards stay for another attempt.
+
+        Returns:
+            Events added.
+        """
+        from laser.seqvault.shards import Shards
+
+        writer, known = self._writing(), list(receipts)
+        writer.adopt(Shards(self.path, self.layout, known))
+        remove_shards(self.path)
+        return sum(receipt.events for receipt in known)
 
     def delete_user(self, user: int) -> bool:
         """Forget a user at once; the bytes leave the disk with the next ``compact``. Whether there were events."""
@@ -322,12 +424,3 @@ class SeqVault:
         if self._writer is None:
             raise ValueError(f"the vault at {self.path} is open for reading; open it with mode 'a' to change it")
         return self._writer
-
-
-def _cuts(before: Any, size: int) -> np.ndarray:
-    found = np.asarray(before)
-    if found.dtype.kind not in "iu" or found.shape not in ((), (size,)):
-        raise ValueError(
-            f"before is {found.dtype} of shape {found.shape}; expected integer timestamps, one or {size} of them"
-        )
-    return np.ascontiguousarray(np.broadcast_to(np.minimum(found, FOREVER).astype(np.int64), size))
