@@ -164,9 +164,10 @@ def test_manifest_damage_and_versions(path: Path) -> None:
         manifest.write_bytes(data[:offset] + bytes([data[offset] ^ 1]) + data[offset + 1 :])
         with pytest.raises(ValueError, match="MANIFEST"):
             SeqVault.open(path)
-    manifest.write_bytes(data.replace(b"LASERVAULT 2", b"LASERVAULT 3"))
-    with pytest.raises(ValueError, match="has format version 3, this release reads 1 and 2; update laser"):
-        SeqVault.open(path)
+    for version, cure in ((b"4", "update laser"), (b"2", "load the data into a new vault")):
+        manifest.write_bytes(data.replace(b"LASERVAULT 3", b"LASERVAULT " + version))
+        with pytest.raises(ValueError, match=f"has format version {version.decode()}, this release reads 3; {cure}"):
+            SeqVault.open(path)
 
 
 def test_second_writer_is_refused_until_the_first_is_gone(path: Path) -> None:

@@ -12,7 +12,6 @@ import pytest
 
 from laser.seqvault import Field, SeqVault
 from laser.seqvault.dictionary import HEADER, Dictionary
-from laser.seqvault.manifest import MAGIC
 from tests.seqvault.conftest import FIELDS, Events, Model, make_events
 
 CODED = ["item", "delta", "tags"]
@@ -191,19 +190,6 @@ def test_a_compaction_adds_a_dictionary_to_an_older_vault(path: Path, rng: np.ra
             assert_codes(opened, ["item"])
     assert vault.check() == []
     vault.close()
-
-
-def test_format_version_1_is_read_and_3_refused(path: Path) -> None:
-    with SeqVault.create(path, SMALL, dictionaries=()) as vault:
-        vault.append([1], small([5]))
-    manifest = path / "MANIFEST"
-    line, _, body = manifest.read_bytes().partition(b"\n")
-    manifest.write_bytes(line.replace(b" 2 ", b" 1 ") + b"\n" + body)
-    with SeqVault.open(path) as vault:
-        assert vault.read([1])["item"].tolist() == [5]
-    manifest.write_bytes(line.replace(f"{MAGIC} 2".encode(), f"{MAGIC} 3".encode()) + b"\n" + body)
-    with pytest.raises(ValueError, match="format version 3, this release reads 1 and 2; update laser"):
-        SeqVault.open(path)
 
 
 @pytest.mark.parametrize("name", ["time", "weight", "nothing"])

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from laser.seqvault import planning, snapshot
+from laser.seqvault import snapshot
+from laser.seqvault.decoding import unpack
 from laser.seqvault.dictionary import Dictionaries
+from laser.seqvault.fetching import SegmentFiles, fetch_chunks
 from laser.seqvault.index import ENTRY, Index, place_of
 from laser.seqvault.manifest import Manifest, SegmentEntry
-from laser.seqvault.packing import unpack
-from laser.seqvault.reading import SPARE_WORDS
 from laser.seqvault.recovery import LogFollower
 from laser.seqvault.segment import HEADER_BYTES, TRAILER, Segment
 
@@ -87,28 +87,28 @@ def _check_segment(
 
 
 def _check_chunks(found: Segment, chunks: np.ndarray, ids: Dictionaries, problems: list[Problem]) -> None:
-    layout = ids.layout
+    layout, files = ids.layout, SegmentFiles({0: found}, ids)
     places = np.array([place_of(0, c["offset"], c["words"], c["count"]) for c in chunks], np.uint64)
-    offsets = np.empty(len(places), np.int64)
-    arena = np.zeros(planning.arena_offsets(places, offsets) + SPARE_WORDS, np.uint64)
-    planning.fetch(places, np.array([found.file], np.int32), arena, offsets)
-    times, scratch = np.empty(1024, np.uint64), np.empty(1024, np.uint64)
+    values, scratch = np.empty(1024, np.uint64), np.empty(1024, np.uint64)
     for at, chunk in enumerate(chunks):
         where = f"{found.path} is damaged at offset {int(chunk['offset']) * 8}"
-        if planning.verify(places[at : at + 1], arena, offsets[at : at + 1], layout.num_columns) >= 0:
-            problems.append(Problem(found.path, f"{where}: a chunk does not match its checksum; restore the file"))
+        try:
+            arena, (top,) = fetch_chunks(places[at : at + 1], files, layout.num_columns, layout.num_columns)
+        except ValueError as error:
+            problems.append(Problem(found.path, str(error)))
             continue
-        count, top = int(chunk["count"]), offsets[at]
-        unpack(arena, top, 0, 0, count, times, 0, 1, scratch)
-        ordered = times[:count].view(np.int64)
+        user = arena[top + 1]
+        count = int(chunk["count"])
+        unpack(arena, top, 0, 0, count, values, 0, 1, scratch)
+        ordered = values[:count].view(np.int64)
         bounds = (int(ordered[0]), int(ordered[-1]))
-        if arena[top + 1] != chunk["user"] or bounds != (chunk["first"], chunk["last"]) or (np.diff(ordered) < 0).any():
+        if user != chunk["user"] or bounds != (chunk["first"], chunk["last"]) or (np.diff(ordered) < 0).any():
             problems.append(Problem(found.path, f"{where}: a chunk is not what the directory says; restore the file"))
         for name, dictionary in ids.by_field.items():
             column, length = layout.first_column[name], layout.choose([name])[0].length
             for component in range(column, column + length):
-                unpack(arena, top, component, 0, count, times, 0, 1, scratch)
-                if times[:count].max() >= len(dictionary.ids):
+                unpack(arena, top, component, 0, count, values, 0, 1, scratch)
+                if values[:count].max() >= len(dictionary.ids):
                     message = f"{where}: a chunk has codes outside {dictionary.path.name}; restore both files"
                     problems.append(Problem(found.path, message))
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from laser.schema import Feature, Schema
-from laser.seqvault.packing import MAX_CHUNK_WORDS, worst_chunk_words
+from laser.seqvault.bits import MAX_CHUNK_WORDS, worst_chunk_words
 
 MAX_CHUNK_EVENTS = 1000
 

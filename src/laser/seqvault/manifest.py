@@ -16,9 +16,7 @@ from laser.seqvault.dictionary import DictionaryEntry
 from laser.seqvault.durable import replace_file
 from laser.seqvault.layout import Field, Layout
 
-FORMAT_VERSION = 2
-READABLE = ("1", "2")
-"""Version 1 had no id dictionaries; a vault becomes version 2 when it is next written."""
+FORMAT_VERSION = 3
 NAME = "MANIFEST"
 MAGIC = "LASERVAULT"
 
@@ -85,10 +83,10 @@ class Manifest:
         words = line.decode("ascii", "replace").split()
         if len(words) != 3 or words[0] != MAGIC:
             raise ValueError(f"{where} is not a vault's manifest: it starts with {line[:20]!r}, expected {MAGIC!r}")
-        if words[1] not in READABLE:
-            raise ValueError(
-                f"{where} has format version {words[1]}, this release reads {' and '.join(READABLE)}; update laser"
-            )
+        if words[1] != str(FORMAT_VERSION):
+            older = words[1].isdigit() and int(words[1]) < FORMAT_VERSION
+            cure = "load the data into a new vault" if older else "update laser"
+            raise ValueError(f"{where} has format version {words[1]}, this release reads {FORMAT_VERSION}; {cure}")
         if words[2] != f"{crc32c(body):08x}":
             raise ValueError(
                 f"{where} is damaged at offset 0: checksum {crc32c(body):08x}, expected {words[2]}; restore it"
@@ -98,7 +96,7 @@ class Manifest:
             state["layout"] = Layout(tuple(Field(**field) for field in state["layout"]))
             state["admission"] = Admission(**state["admission"])
             state["segments"] = tuple(SegmentEntry(**entry) for entry in state["segments"])
-            state["dictionaries"] = tuple(DictionaryEntry(**entry) for entry in state.get("dictionaries", ()))
+            state["dictionaries"] = tuple(DictionaryEntry(**entry) for entry in state["dictionaries"])
             return cls(**state)
         except (KeyError, TypeError) as error:
             raise ValueError(

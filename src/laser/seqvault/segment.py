@@ -19,7 +19,7 @@ from laser.seqvault.durable import write_all
 from laser.seqvault.index import ENTRY
 from laser.seqvault.layout import Layout
 
-VERSION = 1
+VERSION = 2
 HEADER = struct.Struct("<8sIIQQ32x")
 TRAILER = struct.Struct("<8sIIQQI28x")
 HEADER_MAGIC, TRAILER_MAGIC = b"LASERSEG", b"LASEREND"

@@ -10,12 +10,14 @@ from collections.abc import Iterator
 import numpy as np
 
 from laser.seqvault import planning
+from laser.seqvault.bits import worst_chunk_words
 from laser.seqvault.dictionary import Dictionaries
+from laser.seqvault.fetching import SegmentFiles
 from laser.seqvault.grouping import group_by_user
 from laser.seqvault.index import ENTRY, Index
 from laser.seqvault.layout import Layout
-from laser.seqvault.packing import pack_chunks, worst_chunk_words
-from laser.seqvault.reading import Plan, SegmentFiles, execute, make_plan
+from laser.seqvault.packing import pack_chunks
+from laser.seqvault.reading import Plan, execute, make_plan
 
 BLOCK_EVENTS = 1 << 18
 """Events packed at a time: what bounds the memory of a flush or a compaction."""
