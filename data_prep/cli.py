@@ -9,16 +9,28 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
+from data_prep.engine import EngineName
 from data_prep.inspection import inspect as inspect_user
 from data_prep.leakage import check_prepared
 from data_prep.pipeline import plain_errors, prepare
 from data_prep.summary import quantiles
+from data_prep.synthetic.command import synthetic
 
-PLACES = {"recipe": "YAML file such as conf/prep/movielens_small.yaml", "folder": "that `laser-prep run` wrote"}
+PLACES = {
+    "recipe": "YAML file such as conf/prep/movielens_small.yaml",
+    "folder": "that `laser-prep run` wrote",
+    "out": "new folder for the log, its recipe and truth.json",
+}
 
 
 def run(
-    recipe: Path, out: Path, raw: Path | None = None, memory: str | None = None, threads: int | None = None
+    recipe: Path,
+    out: Path,
+    raw: Path | None = None,
+    memory: str | None = None,
+    threads: int | None = None,
+    engine: EngineName = "duckdb",
+    spark_master: str | None = None,
 ) -> None:
     """Prepare a data set from raw files.
 
@@ -26,10 +38,13 @@ def run(
         recipe: YAML file such as conf/prep/movielens_small.yaml.
         out: folder of the prepared data set; one that exists is replaced when all has gone well.
         raw: folder of the raw files, in place of the one that the recipe names.
-        memory: limit of the engine such as 4GB; beyond it works on disk. Default: 80 % of the machine's.
+        memory: limit of the whole job such as 4GB; beyond it works on disk. Default: 80 % of the machine's. On Spark:
+            of the driver, and of each executor.
         threads: of the engine. Default: all cores.
+        engine: duckdb runs inside this process, spark on a cluster; the data set is the same.
+        spark_master: address of the cluster such as spark://host:7077. Default: Spark inside this machine.
     """
-    report = prepare(recipe, out, raw, memory, threads)
+    report = prepare(recipe, out, raw, memory, threads, engine, spark_master)
     rows = report["rows"]
     rejected = sum(rows["rejected"].values())
     read = f"{rows['read']:,} rows read, {rejected:,} rejected"
@@ -63,7 +78,7 @@ def check(folder: Path) -> None:
     print(f"no leakage found in {found.samples:,} samples, {found.cuts:,} of them read as training reads")
 
 
-VERBS = {"run": run, "check": check, "inspect": inspect_user}
+VERBS = {"run": run, "check": check, "inspect": inspect_user, "synthetic": synthetic}
 
 
 def main(arguments: list[str] | None = None) -> int:
