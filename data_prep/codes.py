@@ -13,8 +13,11 @@ import ibis
 import ibis.expr.types as ir
 import pyarrow as pa
 
+from data_prep.engine import Engine
 from data_prep.intake import Intake, log_features, table_features
-from data_prep.recipe import FeatureMap, Recipe
+from data_prep.quantiles import quantiles
+from data_prep.recipe import Recipe
+from data_prep.recipe_features import FeatureMap
 from data_prep.splits import with_split
 
 RAW = "raw"
@@ -70,7 +73,7 @@ def list_values(table: ir.Table, name: str, feature: FeatureMap, *keep: str) -> 
     return rows.filter(rows[RAW].notnull())
 
 
-def make_codes(con: ibis.BaseBackend, recipe: Recipe, intake: Intake) -> Codes:
+def make_codes(engine: Engine, recipe: Recipe, intake: Intake) -> Codes:
     """Build all dictionaries and bounds.
 
     Raises:
@@ -83,10 +86,10 @@ def make_codes(con: ibis.BaseBackend, recipe: Recipe, intake: Intake) -> Codes:
     codes = Codes({}, {}, {})
     for table, members in groups.items():
         if bucketised := [name for name in members if features[name].buckets]:
-            _make_buckets(con, recipe, intake, codes, members, bucketised[0])
+            _make_buckets(engine, recipe, intake, codes, members, bucketised[0])
             continue
         sources = [rows for name in members for rows in _sources(recipe, intake, name, features[name])]
-        dictionary = _dictionary(con, table, sources, members)
+        dictionary = _dictionary(engine, table, sources, members)
         size = int(dictionary.count().to_pyarrow().as_py())
         for name in members:
             codes.dictionaries[name], codes.cardinalities[name] = dictionary, size + 1
@@ -105,7 +108,7 @@ def _sources(recipe: Recipe, intake: Intake, name: str, feature: FeatureMap) -> 
     return [list_values(table, part, feature) for table in tables]
 
 
-def _dictionary(con: ibis.BaseBackend, table: str, sources: list[ir.Table], members: list[str]) -> ir.Table:
+def _dictionary(engine: Engine, table: str, sources: list[ir.Table], members: list[str]) -> ir.Table:
     kinds = [rows[RAW].type() for rows in sources]
     if any(kind.is_string() for kind in kinds) != all(kind.is_string() for kind in kinds):
         seen = ", ".join(sorted({str(kind) for kind in kinds}))
@@ -119,17 +122,14 @@ def _dictionary(con: ibis.BaseBackend, table: str, sources: list[ir.Table], memb
         if len(sources) > 1
         else sources[0].distinct()
     )
-    order = ibis.row_number().over(order_by=rows[RAW]) + 1
-    return con.create_table(f"dictionary_{table}", rows.mutate(**{CODE: order.cast("int64")}))
+    return engine.store_ordered(f"dictionary_{table}", rows, [RAW], CODE, 1)
 
 
 def _wider(first: ibis.expr.datatypes.DataType, second: ibis.expr.datatypes.DataType) -> ibis.expr.datatypes.DataType:
     return ibis.expr.datatypes.highest_precedence([first, second])
 
 
-def _make_buckets(
-    con: ibis.BaseBackend, recipe: Recipe, intake: Intake, codes: Codes, members: list[str], name: str
-) -> None:
+def _make_buckets(engine: Engine, recipe: Recipe, intake: Intake, codes: Codes, members: list[str], name: str) -> None:
     """Bounds from the item table, or from training rows, so that they tell nothing of later ones."""
     if len(members) > 1:
         raise ValueError(f"{', '.join(members)} share a table, but {name!r} is bucketised; give it a table of its own")
@@ -146,10 +146,8 @@ def _make_buckets(
     if not rows[f"${name}"].type().is_numeric():
         raise ValueError(f"feature {name!r} has `buckets` but type {rows[f'${name}'].type()}; expected a number")
     value = rows[f"${name}"].cast("float64")
-    inner = rows.aggregate(**{f"q{i}": value.quantile(i / buckets) for i in range(1, buckets)})
-    found = inner.to_pyarrow().to_pylist()[0].values()
-    bounds = sorted({bound for bound in found if bound is not None})
+    bounds = sorted(set(quantiles(engine, value, [i / buckets for i in range(1, buckets)])))
     codes.bounds[name] = bounds
     codes.cardinalities[name] = len(bounds) + 2
     lower = {RAW: [float("-inf"), *bounds], CODE: list(range(1, len(bounds) + 2))}
-    codes.dictionaries[name] = con.create_table(f"dictionary_{name}", pa.table(lower))
+    codes.dictionaries[name] = engine.literal_table(f"dictionary_{name}", pa.table(lower))

@@ -12,9 +12,14 @@ import ibis
 import ibis.expr.datatypes as dt
 import ibis.expr.types as ir
 
+from data_prep.engine import Engine
 from data_prep.expressions import add_columns, columns_of, sql_of
-from data_prep.recipe import FeatureMap, Recipe, Value
-from data_prep.sources import CELL, LOG_ROW, UNPARSED, read_source
+from data_prep.merging import read_logs
+from data_prep.recipe import Recipe
+from data_prep.recipe_features import FeatureMap
+from data_prep.recipe_sources import Value
+from data_prep.row_columns import CELL, LOG_ROW, UNPARSED
+from data_prep.sources import read_source
 
 REASON = "$reason"
 LOG_VALUES = "log_values"
@@ -45,7 +50,7 @@ def table_features(recipe: Recipe) -> dict[str, FeatureMap]:
     return {name: feature for name, feature in recipe.item_side.items() if not feature.from_log}
 
 
-def read_log(con: ibis.BaseBackend, recipe: Recipe, raw: Path) -> ir.Table:
+def read_log(engine: Engine, recipe: Recipe, raw: Path) -> ir.Table:
     """Read and evaluate the log into the engine's own table.
 
     Raises:
@@ -63,14 +68,14 @@ def read_log(con: ibis.BaseBackend, recipe: Recipe, raw: Path) -> ir.Table:
         used |= columns_of(rows.where, f"{place}.where") if rows.where else set()
     if recipe.split.by_value:
         used |= columns_of(sql_of(recipe.split.by_value), "split.by_value")
-    table = read_source(con, recipe.log, raw, used - {LOG_ROW}, "the log")
+    table = read_logs(engine, recipe.log, raw, used)
     table = add_columns(table, {name: sql_of(value) for name, value in values.items()})
     _check_types(table)
     table = _with_missing(table, {f"${name}": feature for name, feature in log_features(recipe).items()})
-    return con.create_table(LOG_VALUES, table.mutate(**{REASON: _reason(table)}))
+    return engine.store(LOG_VALUES, table.mutate(**{REASON: _reason(table)}))
 
 
-def accept(con: ibis.BaseBackend, recipe: Recipe, log: ir.Table) -> ir.Table:
+def accept(engine: Engine, recipe: Recipe, log: ir.Table) -> ir.Table:
     """Fit rows with the conditions of the recipe evaluated among them."""
     ids = {name: log[name].cast("int64") for name in ("$user", "$item") if log[name].type().is_floating()}
     fit = log.filter(log[REASON].isnull()).mutate(
@@ -81,10 +86,10 @@ def accept(con: ibis.BaseBackend, recipe: Recipe, log: ir.Table) -> ir.Table:
         conditions["$split"] = sql_of(recipe.split.by_value)
     flagged = add_columns(fit.drop(UNPARSED, CELL, REASON), conditions)
     flags = {name: flagged[name].cast("boolean").coalesce(False) for name in ("$target", "$history")}
-    return con.create_table(ACCEPTED, flagged.mutate(**flags))
+    return engine.store(ACCEPTED, flagged.mutate(**flags))
 
 
-def read_items(con: ibis.BaseBackend, recipe: Recipe, raw: Path) -> ir.Table | None:
+def read_items(engine: Engine, recipe: Recipe, raw: Path) -> ir.Table | None:
     """Read and evaluate the item table; None when the recipe has none.
 
     Raises:
@@ -96,9 +101,9 @@ def read_items(con: ibis.BaseBackend, recipe: Recipe, raw: Path) -> ir.Table | N
     values: dict[str, Value] = {"$item": recipe.item_table.key} | {
         f"${name}": feature for name, feature in features.items()
     }
-    table = read_source(con, recipe.item_table.source, raw, _used(values, "item_table"), "the item table")
+    table = read_source(engine, recipe.item_table.source, raw, _used(values, "item_table"), "the item table")
     evaluated = add_columns(table, {name: sql_of(value) for name, value in values.items()})
-    stored = con.create_table("item_values", evaluated)
+    stored = engine.store("item_values", evaluated)
     bad = (
         stored.filter(stored[UNPARSED].notnull() | stored["$item"].isnull())
         .order_by(LOG_ROW)

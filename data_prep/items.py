@@ -11,25 +11,29 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_prep.codes import CODE, RAW, Codes, list_values
+from data_prep.engine import Engine
 from data_prep.intake import Intake
-from data_prep.recipe import FeatureMap, Recipe
+from data_prep.recipe import Recipe
+from data_prep.recipe_features import FeatureMap
 from laser.schema import Feature, Schema
 
 COUNT, RANK = "count", "rank"
 
 
-def write_items(path: Path, recipe: Recipe, schema: Schema, intake: Intake, codes: Codes) -> dict[str, float]:
+def write_items(
+    path: Path, engine: Engine, recipe: Recipe, schema: Schema, intake: Intake, codes: Codes
+) -> dict[str, float]:
     """Write ``items.parquet``; returns per side feature the share of items that have a known value."""
     item = schema.item.name
     size = codes.cardinalities[item]
     columns: dict[str, pa.Array] = {item: pa.array(np.arange(size), pa.from_numpy_dtype(schema.item.dtype))}
     known: dict[str, float] = {}
     for name, feature in recipe.item_side.items():
-        values = _fill(_pairs(recipe, intake, codes, name, feature), schema[name], size)
+        values = _fill(engine, _pairs(recipe, intake, codes, name, feature), schema[name], size)
         known[name] = float((values[1:, 0] > 0).mean()) if size > 1 else 0.0
         columns[name] = _column(values, schema[name])
-    raw = codes.dictionaries[item].order_by(CODE)[RAW].to_pyarrow().combine_chunks()
-    columns[RAW] = pa.concat_arrays([pa.nulls(1, raw.type), raw])
+    raw = [batch.column(RAW) for batch in engine.batches(codes.dictionaries[item], [CODE])]
+    columns[RAW] = pa.concat_arrays([pa.nulls(1, raw[0].type), *raw])
     pq.write_table(pa.table(columns), path, compression="zstd")
     return known
 
@@ -58,9 +62,9 @@ def schema_item(recipe: Recipe) -> str:
     return recipe.name_of("item")
 
 
-def _fill(pairs: ir.Table, feature: Feature, size: int) -> np.ndarray:
+def _fill(engine: Engine, pairs: ir.Table, feature: Feature, size: int) -> np.ndarray:
     values = np.zeros((size, feature.length), feature.dtype)
-    for batch in pairs.to_pyarrow_batches():
+    for batch in engine.batches(pairs):
         item, code, rank = (batch.column(name).to_numpy(zero_copy_only=False) for name in ("item", CODE, RANK))
         values[item, rank] = code
     return values

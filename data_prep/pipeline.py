@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
-import ibis
 import pyarrow as pa
 
 from data_prep.codes import Codes, make_codes
+from data_prep.engine import Engine, EngineName, open_engine
 from data_prep.intake import Intake, accept, read_items, read_log
 from data_prep.items import write_items
 from data_prep.layout import make_schema
 from data_prep.leakage import Findings, check_prepared
+from data_prep.memory import Budget
 from data_prep.progress import Stages
 from data_prep.recipe import Recipe
 from data_prep.recipe_file import load_recipe
@@ -34,7 +34,13 @@ FULL_WORDS = ("no space left", "disk quota", "file too large", "could not write"
 
 
 def prepare(
-    recipe: Path, out: Path, raw: Path | None = None, memory: str | None = None, threads: int | None = None
+    recipe: Path,
+    out: Path,
+    raw: Path | None = None,
+    memory: str | None = None,
+    threads: int | None = None,
+    engine: EngineName = "duckdb",
+    spark_master: str | None = None,
 ) -> dict[str, Any]:
     """Prepare a data set.
 
@@ -44,8 +50,11 @@ def prepare(
         recipe: YAML file, see ``data_prep.recipe``.
         out: folder of the prepared data set.
         raw: folder of the raw files, in place of the recipe's.
-        memory: limit of the engine such as ``4GB``; it works out of core beyond. Default: 80 % of the machine's.
+        memory: limit of the whole job such as ``4GB``; it works out of core beyond. Default: 80 % of the machine's.
+            On Spark: of the driver, and of each executor.
         threads: of the engine. Default: all cores.
+        engine: what runs the queries; the data set is the same.
+        spark_master: address of a Spark cluster such as ``spark://host:7077``. Default: Spark in this machine.
 
     Returns:
         The content of ``report.json``.
@@ -53,45 +62,40 @@ def prepare(
     Raises:
         ValueError: on anything that the user can mend, in one sentence.
     """
+    budget = Budget(memory, threads)
     mapping = load_recipe(recipe)
     folder = resolve_raw(mapping.raw, raw, recipe.parent)
     with plain_errors(out), staged(out) as staging:
         work = staging / "work"
         work.mkdir()
-        config = {"temp_directory": os.fspath(work / "spill"), "memory_limit": memory, "threads": threads}
-        con = ibis.duckdb.connect(
-            work / "engine.duckdb", **{key: value for key, value in config.items() if value is not None}
-        )
+        running = open_engine(engine, work, budget, spark_master)
         try:
-            report, found = _prepare(con, mapping, folder, staging)
+            report, found = _prepare(running, mapping, folder, staging)
         finally:
-            con.disconnect()
+            running.close()
             shutil.rmtree(work, ignore_errors=True)
         report = complete(report, found, staging)
         write_report(staging / "report.json", report)
     return report
 
 
-def _prepare(
-    con: ibis.backends.duckdb.Backend, recipe: Recipe, raw: Path, staging: Path
-) -> tuple[dict[str, Any], Findings]:
-    con.raw_sql("SET enable_progress_bar = true")
-    con.raw_sql("SET enable_progress_bar_print = false")
-    with Stages(con.con.query_progress) as stages:
+def _prepare(engine: Engine, recipe: Recipe, raw: Path, staging: Path) -> tuple[dict[str, Any], Findings]:
+    with Stages(engine.progress) as stages:
         with stages.query("reading the log"):
-            log = read_log(con, recipe, raw)
+            log = read_log(engine, recipe, raw)
             judgement = judge(log, recipe.max_rejected)
         with stages.query("reading item side info"):
-            items = read_items(con, recipe, raw)
+            items = read_items(engine, recipe, raw)
         with stages.query("coding ids"):
-            intake = Intake(log, accept(con, recipe, log), items)
-            codes = make_codes(con, recipe, intake)
+            intake = Intake(log, accept(engine, recipe, log), items)
+            codes = make_codes(engine, recipe, intake)
             schema = make_schema(recipe, codes)
-            coded = code_rows(con, recipe, schema, intake, codes)
-        return _write(recipe, intake, codes, schema, coded, judgement, staging, stages)
+            coded = code_rows(engine, recipe, schema, intake, codes)
+        return _write(engine, recipe, intake, codes, schema, coded, judgement, staging, stages)
 
 
 def _write(
+    engine: Engine,
     recipe: Recipe,
     intake: Intake,
     codes: Codes,
@@ -102,14 +106,14 @@ def _write(
     stages: Stages,
 ) -> tuple[dict[str, Any], Findings]:
     schema.save(staging / "schema.json")
-    known = write_items(staging / "items.parquet", recipe, schema, intake, codes)
-    write_dictionaries(staging / "ids", codes)
-    write_rejected(staging / "rejected", intake.log)
+    known = write_items(staging / "items.parquet", engine, recipe, schema, intake, codes)
+    write_dictionaries(staging / "ids", engine, codes)
+    write_rejected(staging / "rejected", engine, intake.log)
     samples = sum(coded.samples.values())
     with stages.counted("writing histories", coded.events) as advance:
-        write_vault(staging / "vault", schema, coded, advance)
+        write_vault(staging / "vault", engine, schema, coded, advance)
     with stages.counted("writing samples", samples) as advance:
-        write_samples(staging / "samples", schema, coded, advance)
+        write_samples(staging / "samples", engine, schema, coded, advance)
     report = describe(recipe, schema, judgement, coded, known)
     with stages.counted("checking for leakage", samples) as advance:
         found = check_prepared(staging, report, advance)

@@ -9,8 +9,9 @@ from typing import Any
 import ibis.expr.types as ir
 import pyarrow.parquet as pq
 
+from data_prep.engine import Engine
 from data_prep.intake import REASON
-from data_prep.sources import CELL, LOG_ROW
+from data_prep.row_columns import CELL, LOG_ROW
 
 
 @dataclass(frozen=True)
@@ -55,14 +56,14 @@ def _example(log: ir.Table, reason: str) -> str:
     return f"log row {row[LOG_ROW]} ({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
 
-def write_rejected(folder: Path, log: ir.Table) -> None:
+def write_rejected(folder: Path, engine: Engine, log: ir.Table) -> None:
     """Write ``rejected/part-00000.parquet``, also when no row was rejected.
 
     Columns: the source's as they were parsed, ``log_row``, ``reason``, and ``cell``, the text that did not parse.
     """
     folder.mkdir()
     source = [name for name in log.columns if not name.startswith("$")]
-    rows = log.filter(log[REASON].notnull()).order_by(LOG_ROW).select(*source, reason=log[REASON], cell=log[CELL])
+    rows = log.filter(log[REASON].notnull()).select(*source, reason=log[REASON], cell=log[CELL])
     with pq.ParquetWriter(folder / "part-00000.parquet", rows.schema().to_pyarrow(), compression="zstd") as writer:
-        for batch in rows.to_pyarrow_batches():
+        for batch in engine.batches(rows, [LOG_ROW]):
             writer.write_batch(batch)

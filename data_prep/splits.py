@@ -5,8 +5,9 @@ from __future__ import annotations
 import ibis
 import ibis.expr.types as ir
 
-from data_prep.recipe import ByTime, ByValue, PerUser, Recipe
-from data_prep.sources import LOG_ROW
+from data_prep.recipe import Recipe
+from data_prep.recipe_split import ByTime, ByValue, PerUser
+from data_prep.row_columns import LOG_ROW
 
 ROUNDING = 1e-9
 """0.29 * 100 is 28.999…: a share's count is rounded down only after adding this."""
