@@ -9,7 +9,7 @@ import sqlglot
 from ibis import util
 from sqlglot import expressions as sg
 
-from data_prep.recipe import Value
+from data_prep.recipe_sources import Value
 
 DIALECT = "duckdb"
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from data_prep.codes import Codes
-from data_prep.recipe import FeatureMap, Recipe
+from data_prep.recipe import Recipe
+from data_prep.recipe_features import FeatureMap
 from laser.schema import Feature, Kind, Schema
 
 UNSIGNED = (("uint8", 2**8), ("uint16", 2**16), ("uint32", 2**32))
