@@ -11,6 +11,7 @@ import numpy as np
 
 from laser.seqvault import planning
 from laser.seqvault.bits import worst_chunk_words
+from laser.seqvault.cold import chill
 from laser.seqvault.dictionary import Dictionaries
 from laser.seqvault.fetching import SegmentFiles
 from laser.seqvault.grouping import group_by_user
@@ -84,7 +85,7 @@ def repack(
         left = sizes > 0
         if left.any():
             columns = layout.columns(ids.encode(histories.fields, files.ids.by_field), kept)
-            yield pack_sorted(layout, batch[left], np.zeros(int(left.sum()), np.int64), sizes[left], columns)
+            yield pack_sorted(layout, batch[left], np.zeros(int(left.sum()), np.int64), sizes[left], columns, cold=True)
 
 
 def _pack_merged(
@@ -107,7 +108,7 @@ def _pack_merged(
 
 
 def pack_sorted(
-    layout: Layout, users: np.ndarray, keep: np.ndarray, sizes: np.ndarray, columns: np.ndarray
+    layout: Layout, users: np.ndarray, keep: np.ndarray, sizes: np.ndarray, columns: np.ndarray, *, cold: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
     """Pack histories, cut into chunks from the newest end.
 
@@ -117,6 +118,7 @@ def pack_sorted(
         keep: int64 [U], how many of the user's oldest stored chunks stay.
         sizes: int64 [U], events of each, none 0.
         columns: uint64 [columns, sum of sizes], users one after the other, each by time.
+        cold: compress all but each user's newest chunk further, which takes some twenty times as long.
 
     Returns:
         Words of the chunks, and their directory with offsets from the first word.
@@ -129,10 +131,12 @@ def pack_sorted(
     cuts = np.concatenate([[0], np.cumsum(lengths)])
     words = np.zeros(len(owner) * worst_chunk_words(0, layout.num_columns) + columns.size, np.uint64)
     places = np.empty(len(owner) + 1, np.int64)
-    end = pack_chunks(columns, layout.signed, users[owner], cuts, words, places)
+    packed = words[: pack_chunks(columns, layout.signed, users[owner], cuts, words, places)]
+    if cold and len(owner) > len(users):
+        packed = chill(packed, places, nth < counts[owner] - 1, layout.num_columns)
     entries = np.zeros(len(owner), ENTRY)
     times = columns[0].view(np.int64)
     entries["user"], entries["count"], entries["keep"] = users[owner], lengths, keep[owner] + nth
     entries["first"], entries["last"] = times[cuts[:-1]], times[cuts[1:] - 1]
     entries["offset"], entries["words"] = places[:-1], np.diff(places)
-    return words[:end], entries
+    return packed, entries
