@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from laser.seqvault import SeqVault
-from tests.seqvault.conftest import FIELDS, Model, make_events
+from tests.seqvault.conftest import FIELDS, Model, assert_history, make_events
 
 USERS = np.array([0, 1, 2, 2**63, 2**64 - 1], np.uint64)
 IDS = ["item", "category", "delta", "tags"]
 TIMES = st.integers(0, 40)
+CATEGORIES = st.integers(0, 10)
+DELTAS = st.integers(-600, 600) | st.lists(st.integers(-500, 500), min_size=50)
 
 
 class VaultMachine(RuleBasedStateMachine):
@@ -81,6 +83,56 @@ class VaultMachine(RuleBasedStateMachine):
             found = vault.read(users, before=moment, last_n=last_n, ids="codes")
             for name in self.coded:
                 np.testing.assert_array_equal(self.vault.dictionary(name)[found[name]], raw[name])
+
+    @rule(
+        moment=st.none() | TIMES,
+        last_n=st.none() | st.integers(0, 30) | st.integers(990, 1010),
+        where=st.fixed_dictionaries({}, optional={"category": st.lists(CATEGORIES), "delta": DELTAS}),
+    )
+    def read_where(self, moment: int | None, last_n: int | None, where: dict) -> None:
+        users = self.rng.choice(USERS, 7)
+        cuts = None if moment is None else self.rng.integers(0, moment + 1, 7)
+        self.reader.refresh()
+        for vault in (self.vault, self.reader):
+            found = vault.read(users, before=cuts, last_n=last_n, where=where)
+            coded = vault.read(users, before=cuts, last_n=last_n, where=where, fields=self.coded, ids="codes")
+            for name in self.coded:
+                np.testing.assert_array_equal(vault.dictionary(name)[coded[name]], found[name])
+        for index, user in enumerate(users):
+            history = self.model.read(user, None if cuts is None else cuts[index])
+            kept = [event for event in history if all(event[n] in np.atleast_1d(v) for n, v in where.items())]
+            assert_history(found, index, kept if last_n is None else kept[max(0, len(kept) - last_n) :])
+
+    @rule(
+        length=st.integers(0, 30) | st.integers(990, 1010),
+        last_n=st.none() | st.integers(0, 40),
+        align=st.sampled_from(["left", "right", "packed"]),
+        fields=st.lists(st.sampled_from([field.name for field in FIELDS]), min_size=1, unique=True),
+    )
+    def read_into(self, length: int, last_n: int | None, align: str, fields: list[str]) -> None:
+        users = self.rng.choice(USERS, 5)
+        most = length if last_n is None or align == "packed" else min(length, last_n)
+        found = self.vault.read(users, last_n=most, fields=fields)
+        rows = (found.offsets[-1] + 3,) if align == "packed" else (5, length)
+        out = {n: np.full(rows + v.shape[1:], 7, v.dtype) for n, v in found.fields.items()}
+        lengths = self.vault.read_into(users, out, last_n=most, align=align, fill=5)
+        np.testing.assert_array_equal(lengths, found.lengths)
+        for name, values in found.fields.items():
+            wanted = np.full_like(out[name], 7 if align == "packed" else 5)
+            if align == "packed":
+                wanted[: len(values)] = values
+            for index in range(0 if align == "packed" else 5):
+                own = found.of(index)[name]
+                start = length - len(own) if align == "right" else 0
+                wanted[index, start : start + len(own)] = own
+            np.testing.assert_array_equal(out[name], wanted)
+
+    @rule(keep_last=st.none() | st.integers(1, 50), keep_since=st.none() | TIMES)
+    def retain(self, keep_last: int | None, keep_since: int | None) -> None:
+        self.vault.compact(keep_last=keep_last, keep_since=keep_since)
+        for user in list(self.model.histories):
+            history = self.model.read(user, last_n=keep_last)
+            self.model.histories[user] = [e for e in history if keep_since is None or e["time"] >= keep_since]
 
     @rule()
     def check(self) -> None:

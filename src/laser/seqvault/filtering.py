@@ -49,18 +49,19 @@ class Filter:
 
 
 def _allowed(field: Field, values: Any) -> np.ndarray:
-    dtype, found = np.dtype(field.dtype), np.atleast_1d(np.asarray(values))
+    dtype = np.dtype(field.dtype)
+    # As objects, for numpy makes floats of a list of small and very large integers.
+    found = np.atleast_1d(values if isinstance(values, np.ndarray) else np.array(values, object))
     if dtype.kind not in "iu" or field.length != 1:
         raise ValueError(
             f"field {field.name!r} ({field.dtype} x {field.length}) cannot be filtered by; "
             "name fields of one whole number in where"
         )
-    if found.ndim != 1 or (found.size and found.dtype.kind not in "iub"):
-        raise ValueError(
-            f"where[{field.name!r}] is {found.dtype} of shape {found.shape}; expected a whole number or a list of them"
-        )
+    whole = found.dtype.kind in "iub" or all(isinstance(value, int | np.integer) for value in found)
+    if found.ndim != 1 or not whole:
+        raise ValueError(f"where[{field.name!r}] is {values!r:.60}; expected a whole number or a list of them")
     limits = np.iinfo(dtype)
-    return np.unique(np.array([v for v in found.tolist() if limits.min <= v <= limits.max], dtype))
+    return np.unique(found[(found >= limits.min) & (found <= limits.max)].astype(dtype))
 
 
 @dataclass

@@ -48,6 +48,7 @@ def write_out(answer: Answer, out: Mapping[str, np.ndarray], length: int | None,
     lengths = answer.lengths
     events = int(lengths.sum()) if length is None else len(lengths) * length
     for field in answer.fields:
+        _check_fill(fill, field, answer.dtype(field))
         _check(out[field.name], field, answer.dtype(field), (events,) if length is None else (len(lengths), length))
     if length is None:
         answer.write({name: values[:events] for name, values in out.items()}, np.cumsum(lengths) - lengths)
@@ -74,3 +75,8 @@ def _check(values: np.ndarray, field: Field, dtype: np.dtype, shape: tuple[int, 
     if not fits:
         least = "at least " if packed else ""
         raise ValueError(f"out[{field.name!r}] has shape {values.shape}; expected {least}{shape + field.shape}")
+
+
+def _check_fill(fill: int, field: Field, dtype: np.dtype) -> None:
+    if dtype.kind in "iu" and not np.iinfo(dtype).min <= fill <= np.iinfo(dtype).max:
+        raise ValueError(f"fill is {fill}, which {dtype} of field {field.name!r} cannot hold; choose another")
