@@ -15,7 +15,7 @@ from laser.seqvault.catalog import Block, Catalog
 from laser.seqvault.dictionary import Dictionaries
 from laser.seqvault.index import ENTRY, Index
 from laser.seqvault.layout import Layout
-from laser.seqvault.recovery import LogFollower, remove_strays
+from laser.seqvault.recovery import LogFollower, remove_shards, remove_strays
 from laser.seqvault.single import MOST, SingleEvents
 from laser.seqvault.storing import pack_events
 from laser.seqvault.syncing import Syncer
@@ -81,6 +81,7 @@ class Recent:
         assert self._follower is not None
         self._follower.repair()
         remove_strays(self.folder, self.catalog.manifest)
+        remove_shards(self.folder)
         number, sequence = self._follower.number, self._follower.expected
         self.log = log.LogWriter(self.folder, number, self._layout, sequence)
         self._syncer = syncer

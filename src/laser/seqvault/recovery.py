@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 from laser.seqvault import dictionary, log, segment, snapshot
 from laser.seqvault.manifest import Manifest
+
+SHARDS = "shards"
+"""Folder, in the vault's, of what other processes write for it; see ``shards.py``."""
 
 
 class LogFollower:
@@ -74,6 +78,11 @@ class LogFollower:
         finally:
             os.close(file)
         self._next()
+
+
+def remove_shards(folder: Path) -> None:
+    """Remove what processes wrote beside the vault for it to adopt, adopted or not; for the writer."""
+    shutil.rmtree(folder / SHARDS, ignore_errors=True)
 
 
 def remove_strays(folder: Path, manifest: Manifest) -> list[Path]:
