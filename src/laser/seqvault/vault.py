@@ -29,6 +29,7 @@ from laser.seqvault.dictionary import DictionaryEntry, coded_fields
 from laser.seqvault.layout import Field, Layout, user_ids
 from laser.seqvault.lengths import history_lengths
 from laser.seqvault.lock import WriterLock
+from laser.seqvault.maintenance import LOW_WATER, Maintenance
 from laser.seqvault.manifest import NAME, Manifest
 from laser.seqvault.merging import prepare
 from laser.seqvault.padded import Align, row_length, write_out
@@ -53,13 +54,22 @@ class SeqVault:
     Safe to share between threads; reads overlap.
     """
 
-    def __init__(self, path: Path | str, mode: Literal["r", "a"], sync: Sync, tail_bytes: int) -> None:
+    def __init__(
+        self,
+        path: Path | str,
+        mode: Literal["r", "a"],
+        sync: Sync,
+        tail_bytes: int,
+        maintenance_rate: float | None = None,
+        low_water: float = LOW_WATER,
+    ) -> None:
         self.path, self.mode = Path(path), mode
         self._lock = threading.RLock()
         self._closed = False
         self._recent: Recent | None = None
         self._writer: Writer | None = None
         self._syncer = Syncer(sync if mode == "a" else "none")
+        _require_maintainable(maintenance_rate, low_water)
         self._writer_lock = WriterLock(self.path) if mode == "a" else None
         try:
             self._catalog = Catalog(self.path)
@@ -67,6 +77,8 @@ class SeqVault:
             if mode == "a":
                 read = self.read
                 self._writer = Writer(self._catalog, self._recent, self._syncer, self._lock, read, tail_bytes)
+                if maintenance_rate != 0:
+                    self._writer.maintenance = Maintenance(self._writer, maintenance_rate, low_water)
         except BaseException:
             self._release()
             raise
@@ -82,6 +94,8 @@ class SeqVault:
         dictionaries: Iterable[str] | None = None,
         sync: Sync = "interval",
         tail_bytes: int = TAIL_BYTES,
+        maintenance_rate: float | None = None,
+        low_water: float = LOW_WATER,
     ) -> SeqVault:
         """Make an empty vault and open it for writing.
 
@@ -96,6 +110,8 @@ class SeqVault:
                 chooses them where they pay, by the events of the first segment and of each compaction.
             sync: see ``open``.
             tail_bytes: see ``open``.
+            maintenance_rate: see ``open``.
+            low_water: see ``open``.
 
         Raises:
             ValueError: when there is a vault already, or the fields cannot be stored.
@@ -108,7 +124,7 @@ class SeqVault:
             raise ValueError(f"there is a vault at {folder} already; open it, or remove the folder to start again")
         folder.mkdir(parents=True, exist_ok=True)
         manifest.save(folder)
-        return cls(folder, "a", sync, tail_bytes)
+        return cls(folder, "a", sync, tail_bytes, maintenance_rate, low_water)
 
     @classmethod
     def open(
@@ -118,6 +134,8 @@ class SeqVault:
         *,
         sync: Sync = "interval",
         tail_bytes: int = TAIL_BYTES,
+        maintenance_rate: float | None = None,
+        low_water: float = LOW_WATER,
     ) -> SeqVault:
         """Open a vault.
 
@@ -127,14 +145,18 @@ class SeqVault:
             sync: when appends become durable. ``"always"``: before ``append`` returns, nothing acknowledged is lost.
                 ``"interval"``: within 10 ms, a power failure loses what was appended since; ``"none"``: when the
                 operating system writes it. A killed process loses nothing in any of them.
-            tail_bytes: memory for events not yet in a segment.
+            tail_bytes: memory for events not yet in a segment. There may be twice as many while these are written;
+                appends that come faster than the disk takes them wait.
+            maintenance_rate: bytes a second that the background may copy to reclaim room and keep files few; ``None``
+                for no limit, 0 for no work in the background: checkpoints then happen within appends.
+            low_water: share of live bytes below which a segment is rewritten.
 
         Raises:
             ValueError: when there is no vault, it is damaged or newer than this release, or another process writes.
         """
         if mode not in ("r", "a"):
             raise ValueError(f"mode is {mode!r}; expected 'r' to read or 'a' to append")
-        return cls(path, mode, sync, tail_bytes)
+        return cls(path, mode, sync, tail_bytes, maintenance_rate, low_water)
 
     @property
     def layout(self) -> Layout:
@@ -370,8 +392,10 @@ class SeqVault:
 
     def check(self) -> list[Problem]:
         """Examine every byte of the files; returns what is wrong, nothing when all is well."""
-        with self._lock:
-            self._opened()
+        self._opened()
+        if self._writer is None:
+            return checking.check_folder(self.path)
+        with self._writer.committing:
             return checking.check_folder(self.path)
 
     def stats(self) -> dict[str, int | float]:
@@ -389,13 +413,13 @@ class SeqVault:
 
     def close(self) -> None:
         """Make everything durable and let the next writer in. Closing twice is fine."""
-        with self._lock:
-            if self._closed:
-                return
-            try:
-                if self._writer is not None:
-                    self._writer.finish()
-            finally:
+        if self._closed:
+            return
+        try:
+            if self._writer is not None:
+                self._writer.finish()
+        finally:
+            with self._lock:
                 self._release()
 
     def _release(self) -> None:
@@ -424,3 +448,10 @@ class SeqVault:
         if self._writer is None:
             raise ValueError(f"the vault at {self.path} is open for reading; open it with mode 'a' to change it")
         return self._writer
+
+
+def _require_maintainable(rate: float | None, low_water: float) -> None:
+    if rate is not None and not rate >= 0:
+        raise ValueError(f"maintenance_rate is {rate}; expected bytes a second, 0 for none, or None for no limit")
+    if not 0 <= low_water <= 0.9:
+        raise ValueError(f"low_water is {low_water}; expected a share of live bytes, 0 ... 0.9")

@@ -5,18 +5,19 @@ from __future__ import annotations
 import contextlib
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from laser.seqvault import snapshot
-from laser.seqvault.catalog import Block, Catalog, Staged
+from laser.seqvault.catalog import Block, Catalog, Staged, Step
 from laser.seqvault.dictionary import Dictionaries
 from laser.seqvault.index import Index
 from laser.seqvault.layout import Layout, user_ids
-from laser.seqvault.manifest import SegmentEntry
+from laser.seqvault.lengths import history_lengths
+from laser.seqvault.manifest import Manifest, SegmentEntry
 from laser.seqvault.planning import FOREVER
 from laser.seqvault.ragged import Ragged
 from laser.seqvault.recent import Recent
@@ -24,6 +25,11 @@ from laser.seqvault.segment import file_name
 from laser.seqvault.storing import pack_events, repack, sample
 from laser.seqvault.syncing import Syncer
 from laser.seqvault.tail import Frozen, coded_in_turns
+
+if TYPE_CHECKING:
+    from laser.seqvault.maintenance import Maintenance
+    from laser.seqvault.rewriting import Rewrite
+    from laser.seqvault.shards import Shards
 
 CLOSE_EVENTS = 4096
 """Closing moves recent events to a segment when there are this many; fewer are quicker to replay."""
@@ -34,9 +40,9 @@ BULK_EVENTS = 1 << 17
 class Writer:
     """Changes a vault; ``SeqVault`` documents what its methods promise.
 
-    Locks, in the order in which they are taken: ``committing`` by whoever replaces the manifest, ``appending`` by
-    whoever writes to the log, ``lock`` by whoever touches what reads look at. Files are written and made durable
-    without the last one, so that reads wait for memory only.
+    Locks, in the order in which they are taken: the maintenance's by whoever rewrites segments, ``committing`` by
+    whoever replaces the manifest, ``appending`` by whoever writes to the log, ``lock`` by whoever touches what reads
+    look at. Files are written and made durable without the last one, so that reads wait for memory only.
 
     Args:
         catalog: segments and index.
@@ -58,6 +64,7 @@ class Writer:
     ) -> None:
         self.catalog, self.recent, self.lock, self._read = catalog, recent, lock, read
         self.committing, self._appending = threading.RLock(), threading.RLock()
+        self.maintenance: Maintenance | None = None
         self.tail_bytes = tail_bytes
         recent.start_writing(syncer)
         if catalog.index_lost:
@@ -114,6 +121,19 @@ class Writer:
                 raise
             return stored
 
+    def adopt(self, shards: Shards) -> None:
+        """See ``SeqVault.adopt``."""
+        with self.committing, self._appending:
+            self.checkpoint()
+            catalog, present = self.catalog, history_lengths(self.catalog.index, None, shards.users)
+            if present.any():
+                first = int(np.argmax(present > 0))
+                raise ValueError(
+                    f"user {shards.users[first]} of a shard has {present[first]} events in {catalog.folder} already; "
+                    f"write shards of new users only, or load these events instead"
+                )
+            self.commit(catalog.stage(shards.blocks()), catalog.files.ids)
+
     def append_one(self, user: int, event: Mapping[str, Any]) -> int:
         """See ``SeqVault.append_one``."""
         payload = None if self.catalog.selective else self.recent.pack_one(user, event)
@@ -127,7 +147,10 @@ class Writer:
 
     def _keep_budget(self) -> None:
         """Checkpoint when memory is full; if the disk is too, events stay in log and memory, which suffice."""
-        if self.recent.nbytes <= self.tail_bytes:
+        if not self.over_budget:
+            return
+        if self.maintenance is not None and self.recent.nbytes <= 2 * self.tail_bytes:
+            self.maintenance.wake()
             return
         try:
             self.checkpoint()
@@ -137,6 +160,11 @@ class Writer:
             warnings.warn(message, stacklevel=4)
             self.tail_bytes += self.tail_bytes // 4
 
+    @property
+    def over_budget(self) -> bool:
+        """Whether recent events should go to a segment."""
+        return self.recent.nbytes > self.tail_bytes
+
     def delete_user(self, user: int) -> bool:
         """See ``SeqVault.delete_user``."""
         ids = user_ids(user)
@@ -144,6 +172,13 @@ class Writer:
             known = bool(self._read(ids, last_n=1, fields=self._layout.names[:1]).lengths[0])
             self.recent.delete(ids, self.lock)
             return known
+
+    def set_derived(self, field: str, ids: Any, values: Any) -> None:
+        """See ``SeqVault.set_derived``."""
+        with self.committing:
+            table = self.catalog.files.tables.checked(self._layout, field, ids, values)
+            with self.lock:
+                self.catalog.save_table(table)
 
     def checkpoint(self) -> None:
         """See ``SeqVault.checkpoint``."""
@@ -164,10 +199,12 @@ class Writer:
                     recent.tail.thaw(frozen)
                 raise
         self.save_index(only_due=True)
+        if self.maintenance is not None:
+            self.maintenance.wake()
 
     def compact(self, keep_last: int | None, keep_since: int | None) -> None:
         """See ``SeqVault.compact``."""
-        with self.committing:
+        with contextlib.nullcontext() if self.maintenance is None else self.maintenance.paused(), self.committing:
             self.checkpoint()
             catalog, most = self.catalog, FOREVER if keep_last is None else keep_last
             ids = catalog.choose_ids(*sample(self._layout, catalog.index, catalog.files))
@@ -198,24 +235,47 @@ class Writer:
         """
         catalog, recent = self.catalog, self.recent
         old = catalog.manifest
-        try:
-            step = catalog.save(
-                staged, log or (old.first_log, old.first_sequence), ids, replacing=replacing, lock=self.lock
-            )
-        except BaseException as error:
-            if catalog.in_doubt:
-                recent.stop(error)
-            raise
+        step = self._saved(staged, log or (old.first_log, old.first_sequence), ids, replacing)
         with self._appending:
             index = step.applied(Index() if replacing else catalog.index.copy(), recent.tail.forgotten)
             tail = recent.tail if frozen is None else recent.since(frozen, index, ids, self.lock)
             with self.lock:
                 catalog.install(step, index)
                 recent.replace_tail(tail)
-        catalog.remove(file_name(entry.number) for entry in replacing)
-        if old.snapshot and not catalog.manifest.snapshot:
-            catalog.remove([snapshot.file_name(old.snapshot)])
+        self._remove_replaced(old, replacing)
         recent.remove_old_logs()
+
+    def replace_run(self, rewrite: Rewrite, staged: Staged) -> None:
+        """Switch to the state in which staged chunks stand for those of the segments they were copied from."""
+        with self.committing:
+            self.sync()  # chunks of users whose deletion is only in the log may be missing from the copy
+            catalog, old = self.catalog, self.catalog.manifest
+            log, ids = (old.first_log, old.first_sequence), catalog.files.ids
+            step = self._saved(staged, log, ids, tuple(rewrite.run))
+            slot = step.entries[0].slot if step.entries else 0
+            chunks = rewrite.moved(catalog.index, slot)
+            with self.lock:
+                catalog.index.chunks, live = chunks, catalog.index.live
+                for entry in rewrite.run:
+                    live[slot] += live[entry.slot]
+                    live[entry.slot] = 0
+                catalog.install(step, catalog.index)
+            self._remove_replaced(old, rewrite.run)
+
+    def _saved(
+        self, staged: Staged, log: tuple[int, int], ids: Dictionaries, replacing: Sequence[SegmentEntry]
+    ) -> Step:
+        try:
+            return self.catalog.save(staged, log, ids, replacing=replacing, lock=self.lock)
+        except BaseException as error:
+            if self.catalog.in_doubt:
+                self.recent.stop(error)
+            raise
+
+    def _remove_replaced(self, old: Manifest, replaced: Sequence[SegmentEntry]) -> None:
+        self.catalog.remove(file_name(entry.number) for entry in replaced)
+        if old.snapshot and not self.catalog.manifest.snapshot:
+            self.catalog.remove([snapshot.file_name(old.snapshot)])
 
     def sync(self) -> None:
         """See ``SeqVault.sync``."""
@@ -226,6 +286,8 @@ class Writer:
 
     def finish(self) -> None:
         """Make everything durable and leave what makes the next opening quick."""
+        if self.maintenance is not None:
+            self.maintenance.stop()
         with self.committing:
             self.sync()
             if self.recent.tail.size >= CLOSE_EVENTS or self.recent.tail.forgotten:
