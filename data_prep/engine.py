@@ -94,6 +94,7 @@ class DuckDBEngine(Engine):
     def __init__(self, work: Path, budget: Budget) -> None:
         spill = {"temp_directory": os.fspath(work / "spill")}
         self.con = ibis.duckdb.connect(work / "engine.duckdb", **spill, **budget.duckdb_options())
+        self._stored: set[str] = set()
         self.con.raw_sql("SET enable_progress_bar = true")
         self.con.raw_sql("SET enable_progress_bar_print = false")
 
@@ -107,8 +108,10 @@ class DuckDBEngine(Engine):
 
     def store(self, name: str, rows: ir.Table) -> ir.Table:
         """See ``Engine``."""
-        if name not in self.con.list_tables():
-            return self.con.create_table(name, rows)
+        assert name not in self._stored, f"two tables are called {name}"
+        self._stored.add(name)
+        if name not in self.con.list_tables():  # it is there when a killed run goes on
+            self.con.create_table(name, rows)
         return self.con.table(name)
 
     def store_ordered(self, name: str, rows: ir.Table, keys: Sequence[str], number: str, start: int) -> ir.Table:

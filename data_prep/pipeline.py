@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ import pyarrow as pa
 
 from data_prep.codes import Codes, make_codes
 from data_prep.engine import Engine, EngineName, open_engine
+from data_prep.expected import compare, recognise
 from data_prep.intake import Intake, accept, read_items, read_log
 from data_prep.items import write_items
 from data_prep.layout import make_schema
@@ -23,6 +25,7 @@ from data_prep.progress import Stages
 from data_prep.recipe import Recipe
 from data_prep.recipe_file import load_recipe
 from data_prep.rejection import Judgement, judge, write_rejected
+from data_prep.resuming import Parts, belongs, fingerprint
 from data_prep.sources import resolve_raw
 from data_prep.staging import staged
 from data_prep.summary import complete, describe, write_report
@@ -45,6 +48,7 @@ def prepare(
     """Prepare a data set.
 
     The folder ``out`` appears, or is replaced, in one step at the end; whatever goes wrong before leaves it as it was.
+    A killed run is taken up by the next one of the same recipe, files and engine: it keeps finished tables and parts.
 
     Args:
         recipe: YAML file, see ``data_prep.recipe``.
@@ -65,21 +69,24 @@ def prepare(
     budget = Budget(memory, threads)
     mapping = load_recipe(recipe)
     folder = resolve_raw(mapping.raw, raw, recipe.parent)
-    with plain_errors(out), staged(out) as staging:
-        work = staging / "work"
-        work.mkdir()
-        running = open_engine(engine, work, budget, spark_master)
+    edition = recognise(mapping.expected, folder)
+    mark = fingerprint(mapping, folder, engine)
+    with plain_errors(out), staged(out, lambda left: belongs(left, mark)) as staging:
+        parts = Parts(staging, mark)
+        if parts.resumed:
+            print("goes on where a killed run of the same recipe and files stopped", file=sys.stderr)
+        running = open_engine(engine, parts.work, budget, spark_master)
         try:
-            report, found = _prepare(running, mapping, folder, staging)
+            report, found = _prepare(running, mapping, folder, staging, parts)
         finally:
             running.close()
-            shutil.rmtree(work, ignore_errors=True)
+            shutil.rmtree(parts.work, ignore_errors=True)
         report = complete(report, found, staging)
         write_report(staging / "report.json", report)
     return report
 
 
-def _prepare(engine: Engine, recipe: Recipe, raw: Path, staging: Path) -> tuple[dict[str, Any], Findings]:
+def _prepare(engine: Engine, recipe: Recipe, raw: Path, staging: Path, parts: Parts) -> tuple[dict[str, Any], Findings]:
     with Stages(engine.progress) as stages:
         with stages.query("reading the log"):
             log = read_log(engine, recipe, raw)
@@ -91,7 +98,7 @@ def _prepare(engine: Engine, recipe: Recipe, raw: Path, staging: Path) -> tuple[
             codes = make_codes(engine, recipe, intake)
             schema = make_schema(recipe, codes)
             coded = code_rows(engine, recipe, schema, intake, codes)
-        return _write(engine, recipe, intake, codes, schema, coded, judgement, staging, stages)
+        return _write(engine, recipe, intake, codes, schema, coded, judgement, parts, staging, stages)
 
 
 def _write(
@@ -102,6 +109,7 @@ def _write(
     schema: Schema,
     coded: Coded,
     judgement: Judgement,
+    parts: Parts,
     staging: Path,
     stages: Stages,
 ) -> tuple[dict[str, Any], Findings]:
@@ -111,9 +119,11 @@ def _write(
     write_rejected(staging / "rejected", engine, intake.log)
     samples = sum(coded.samples.values())
     with stages.counted("writing histories", coded.events) as advance:
-        write_vault(staging / "vault", engine, schema, coded, advance)
+        vault = staging / "vault"
+        parts.once(vault, lambda: write_vault(vault, engine, schema, coded, advance))
     with stages.counted("writing samples", samples) as advance:
-        write_samples(staging / "samples", engine, schema, coded, advance)
+        folder = staging / "samples"
+        parts.once(folder, lambda: write_samples(folder, engine, schema, coded, advance))
     report = describe(recipe, schema, judgement, coded, known)
     with stages.counted("checking for leakage", samples) as advance:
         found = check_prepared(staging, report, advance)
@@ -148,4 +158,16 @@ def plain_errors(out: Path) -> Iterator[None]:
         # DuckDB wraps Ctrl-C while a query runs.
         if isinstance(error.__cause__, KeyboardInterrupt):
             raise KeyboardInterrupt from error
+        _refuse_from_spark(error)
         raise
+    except Exception as error:
+        _refuse_from_spark(error)
+        raise
+
+
+def _refuse_from_spark(error: Exception) -> None:
+    """Raise Spark's own errors as one sentence; they are told by their module, as Spark may not be installed."""
+    if type(error).__module__.partition(".")[0] in ("pyspark", "py4j"):
+        first = " ".join(str(error).strip().split("\n")[0].split()).rstrip(".")
+        cure = "check the cluster, the files, columns and expressions named there"
+        raise ValueError(f"Spark refused the data or the recipe: {first}; {cure}") from error

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import sys
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -69,6 +70,8 @@ class SparkEngine(Engine):
             first = str(error).strip().split("\n")[0].rstrip(".")
             raise ValueError(f"Spark did not start with master {master or 'local'}: {first}; {INSTALL}") from None
         self.con = ibis.pyspark.connect(self.session)
+        self._stored: set[str] = set()
+        self._texts = self._streams = self._views = 0
 
     def read_parquet(self, files: Sequence[Path]) -> ir.Table:
         """See ``Engine``."""
@@ -76,8 +79,9 @@ class SparkEngine(Engine):
 
     def read_text(self, source: Source, files: Sequence[Path], used: set[str], what: str) -> ir.Table:
         """See ``Engine``."""
-        folder = self.tables / f"text_{len(list(self.tables.glob('text_*')))}"
-        folder.mkdir(parents=True)
+        self._texts += 1
+        folder = self.tables / f"text_{self._texts}"
+        folder.mkdir(parents=True, exist_ok=True)
         jobs = [(os.fspath(path), os.fspath(folder / f"{place:06d}.parquet")) for place, path in enumerate(files)]
 
         def convert(job: tuple[str, str]) -> str:
@@ -90,18 +94,12 @@ class SparkEngine(Engine):
 
     def store(self, name: str, rows: ir.Table) -> ir.Table:
         """See ``Engine``."""
-        folder = self.tables / name
-        if not (folder / DONE).exists():
-            self._frame(rows).write.mode("overwrite").parquet(os.fspath(folder))
+        folder = self._keep(name, self._frame(rows))
         return self.con.read_parquet(os.fspath(folder), table_name=name)
 
     def store_ordered(self, name: str, rows: ir.Table, keys: Sequence[str], number: str, start: int) -> ir.Table:
         """See ``Engine``."""
-        folder = self.tables / name
-        if not (folder / DONE).exists():
-            self._frame(rows).orderBy(*(_quoted(key) for key in keys)).write.mode("overwrite").parquet(
-                os.fspath(folder)
-            )
+        folder = self._keep(name, self._frame(rows).orderBy(*map(_quoted, keys)))
         return self._numbered(_parts(folder), name, number, start)
 
     def literal_table(self, name: str, rows: pa.Table) -> ir.Table:
@@ -113,12 +111,13 @@ class SparkEngine(Engine):
 
     def stream(self, rows: ir.Table, keys: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """See ``Engine``. Workers sort and write; this process reads what they wrote, file by file."""
-        folder = self.streams / str(len(list(self.streams.glob("*"))))
+        self._streams += 1
+        folder = self.streams / str(self._streams)
         frame = self._frame(rows)
         if keys:
-            frame = frame.orderBy(*(_quoted(key) for key in keys))
+            frame = frame.orderBy(*map(_quoted, keys))
         wanted = rows.schema().to_pyarrow()
-        frame.write.parquet(os.fspath(folder))
+        frame.write.mode("overwrite").parquet(os.fspath(folder))
         for path in _parts(folder):
             with pq.ParquetFile(path) as file:
                 for batch in file.iter_batches(BATCH_ROWS):
@@ -165,6 +164,14 @@ class SparkEngine(Engine):
         """See ``Engine``."""
         self.session.stop()
 
+    def _keep(self, name: str, frame: Any) -> Path:
+        assert name not in self._stored, f"two tables are called {name}"
+        self._stored.add(name)
+        folder = self.tables / name
+        if not (folder / DONE).exists():  # it is there when a killed run goes on
+            frame.write.mode("overwrite").parquet(os.fspath(folder))
+        return folder
+
     def _frame(self, rows: ir.Table) -> Any:
         return self.con.raw_sql(self.con.compile(rows))
 
@@ -187,7 +194,8 @@ class SparkEngine(Engine):
         joined = frame.join(f.broadcast(lookup), "$file", "left")
         position = f.assert_true(f.col("`$before`").isNotNull(), f.lit("a file that was not listed"))
         counted = f.coalesce(position.cast("long"), f.col("`$before`") + f.col("`$place`"))
-        view = f"numbered_{name}_{len(self.con.list_tables())}"
+        self._views += 1
+        view = f"numbered_{name}_{self._views}"
         joined.select(*(_quoted(name) for name in names), counted.alias(number)).createOrReplaceTempView(view)
         return self.con.table(view)
 
@@ -210,9 +218,13 @@ def _settings(work: Path, budget: Budget) -> dict[str, str]:
 
 def _convert(source: Source, path: Path, target: Path, used: set[str], what: str) -> str:
     """A text file as Parquet; returns a complaint, or nothing."""
+    if target.exists():
+        return ""
     con = ibis.duckdb.connect(memory_limit=f"{CONVERTER_BYTES}B", threads=1)
     try:
-        text_table(con, source, [path], used, what).to_parquet(target)
+        unfinished = target.with_suffix(f".{uuid.uuid4().hex}")
+        text_table(con, source, [path], used, what).to_parquet(unfinished)
+        unfinished.rename(target)
     except Exception as error:
         return f"{path} cannot be read: {' '.join(str(error).split())}"
     finally:

@@ -12,7 +12,7 @@ import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,8 +23,12 @@ MARKERS = ("schema.json", "report.json")
 
 
 @contextmanager
-def staged(out: Path) -> Iterator[Path]:
-    """A fresh folder that replaces ``out`` when the block ends well, and vanishes when it does not.
+def staged(out: Path, usable: Callable[[Path], bool] = lambda folder: False) -> Iterator[Path]:
+    """A folder that replaces ``out`` when the block ends well, and vanishes when it does not.
+
+    Args:
+        out: folder to replace or to make.
+        usable: whether the folder of a killed run is to be used again; otherwise the folder is fresh.
 
     Raises:
         ValueError: when ``out`` holds something other than a prepared data set, or another process is preparing it.
@@ -33,8 +37,8 @@ def staged(out: Path) -> Iterator[Path]:
     _refuse_foreign(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        _remove_stale(out)
-        folder = Path(tempfile.mkdtemp(prefix=_prefix(out), dir=out.parent))
+        left = _sweep(out, usable)
+        folder = left or Path(tempfile.mkdtemp(prefix=_prefix(out), dir=out.parent))
     except (PermissionError, NotADirectoryError, FileExistsError) as error:
         raise ValueError(f"cannot write beside {out}: {error.strerror}; choose another --out") from None
     lock = os.open(folder, os.O_RDONLY)
@@ -70,8 +74,9 @@ def _refuse_foreign(out: Path) -> None:
         )
 
 
-def _remove_stale(out: Path) -> None:
-    """Delete what killed runs left; a folder whose lock is held belongs to a living run."""
+def _sweep(out: Path, usable: Callable[[Path], bool]) -> Path | None:
+    """Delete what killed runs left, but for one that is usable; a folder whose lock is held is a living run's."""
+    kept = None
     for folder in out.parent.glob(f"{_prefix(out)}*"):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -85,8 +90,11 @@ def _remove_stale(out: Path) -> None:
         # Without an exchange in the file system, a run killed between its two renames left the old data set here.
         if not out.exists() and folder.name.endswith(".replaced") and all((folder / m).is_file() for m in MARKERS):
             folder.rename(out)
+        elif kept is None and usable(folder):
+            kept = folder
         else:
             shutil.rmtree(folder)
+    return kept
 
 
 def _sync(folder: Path) -> None:
