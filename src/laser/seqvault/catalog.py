@@ -13,14 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from laser.seqvault import snapshot
+from laser.seqvault import derived, snapshot
 from laser.seqvault.admission import Admission
 from laser.seqvault.choosing import paying_fields
+from laser.seqvault.derived import ByCode, Table, Tables
 from laser.seqvault.dictionary import Dictionaries
 from laser.seqvault.durable import sync_directory
 from laser.seqvault.index import MAX_SEGMENT_WORDS, MAX_SLOTS, Index
 from laser.seqvault.manifest import Manifest, SegmentEntry
-from laser.seqvault.reading import SegmentFiles
+from laser.seqvault.fetching import SegmentFiles
 from laser.seqvault.segment import Segment, SegmentWriter
 
 SEGMENT_BYTES = 256 << 20
@@ -97,7 +98,7 @@ class Catalog:
         manifest = self.manifest
         opened = {entry.slot: Segment(self.folder, entry.number, manifest.layout) for entry in manifest.segments}
         ids = Dictionaries(self.folder, manifest.layout, manifest.dictionaries)
-        self.files = SegmentFiles(opened, ids)
+        self.files = SegmentFiles(opened, ids, Tables(self.folder, manifest.layout, manifest.tables))
         self.index, done, self.index_lost = Index(), 0, False
         if manifest.snapshot:
             try:
@@ -192,7 +193,7 @@ class Catalog:
         ids.saved(dictionaries)
         gone = {entry.slot for entry in replacing}
         stay = {slot: segment for slot, segment in self.files.segments.items() if slot not in gone}
-        return Step(manifest, SegmentFiles({**stay, **opened}, ids), entries, staged.directories)
+        return Step(manifest, SegmentFiles({**stay, **opened}, ids, self.files.tables), entries, staged.directories)
 
     def _moved_on(self, old: Manifest) -> bool:
         try:
@@ -234,6 +235,29 @@ class Catalog:
         self.index_lost = False
         if old.snapshot:
             self.remove([snapshot.file_name(old.snapshot)])
+
+    def save_table(self, table: Table) -> None:
+        """Give a derived field other values, durably; what is read from now on has them.
+
+        Raises:
+            OSError: when they cannot be written; everything is then as before.
+        """
+        old, number, name = self.manifest, self.reserve(), table.field.name
+        table.save(self.folder, number)
+        manifest = old.successor(tables={**old.tables, name: number}, next_number=self.reserve(0))
+        try:
+            sync_directory(self.folder)
+            manifest.save(self.folder)
+        except BaseException as error:
+            if self._moved_on(old):
+                self.in_doubt = True
+                raise OSError(f"{self.folder} may not have been made durable ({error}); open it again") from error
+            self.remove([derived.file_name(number)])
+            raise
+        self.manifest = manifest
+        self.files.tables.by_field[name] = ByCode(table)
+        if name in old.tables:
+            self.remove([derived.file_name(old.tables[name])])
 
     @property
     def index_saved(self) -> bool:

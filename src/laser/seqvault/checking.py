@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from laser.seqvault import snapshot
+from laser.seqvault import derived, snapshot
 from laser.seqvault.decoding import unpack
 from laser.seqvault.dictionary import Dictionaries
 from laser.seqvault.fetching import SegmentFiles, fetch_chunks
@@ -43,6 +43,13 @@ def check_folder(folder: Path) -> list[Problem]:
             _check_snapshot(folder, manifest, rebuilt, problems)
         for entry in manifest.segments[position : position + 1]:
             rebuilt.apply(_check_segment(folder, manifest, entry, ids, problems), entry.slot)
+    for field in manifest.layout.derived:
+        if number := manifest.tables.get(field.name, 0):
+            path = folder / derived.file_name(number)
+            try:
+                derived.Table.load(field, path)
+            except (ValueError, OSError) as error:
+                problems.append(Problem(path, str(error)))
     try:
         LogFollower(folder, manifest).catch_up(lambda record: None)
     except ValueError as error:

@@ -124,7 +124,7 @@ def thaw(arena: np.ndarray, offsets: np.ndarray, columns: int) -> np.ndarray:
         top, offsets[index] = int(offsets[index]), end
         count, end = _expand(arena, top, columns, expanded, end, frames, frame_words, planes)
         for frame, words, place in zip(frames[:count], frame_words[:count], planes[:count]):
-            values = decompress(memory[8 * frame : 8 * (frame + words)])
+            values = decompress(memory[8 * frame : 8 * (frame + words)].tobytes())
             memory[8 * place : 8 * place + len(values)] = np.frombuffer(values, np.uint8)
     return expanded
 

@@ -265,6 +265,6 @@ def coded_fields(layout: Layout, names: Iterable[str]) -> tuple[Field, ...]:
     """
     fields = layout.choose(names)
     for field in fields:
-        if field.name == layout.names[0] or np.dtype(field.dtype).kind not in "iu":
+        if field not in layout.fields or field.name == layout.names[0] or np.dtype(field.dtype).kind not in "iu":
             raise ValueError(f"field {field.name!r} ({field.dtype}) cannot have a dictionary; name integer id fields")
     return fields

@@ -16,6 +16,7 @@ import numpy as np
 from laser.seqvault.bits import HEADER_WORDS, area_words, head_of, prefix_words
 from laser.seqvault.checksum import checksum_of
 from laser.seqvault.cold import any_cold, thaw
+from laser.seqvault.derived import Tables
 from laser.seqvault.dictionary import Dictionaries
 from laser.seqvault.index import count_of, offset_of, slot_of, words_of
 from laser.seqvault.jit import WILLNEED, fadvise, kernel, pread
@@ -31,13 +32,15 @@ DAMAGED, SHORT = 0, 1
 
 
 class SegmentFiles:
-    """Open segments by slot, their file numbers as the kernels want them, and the dictionaries of their codes."""
+    """Open segments by slot, their file numbers as the kernels want them, and what their codes stand for."""
 
-    def __init__(self, segments: dict[int, Segment], ids: Dictionaries) -> None:
+    def __init__(self, segments: dict[int, Segment], ids: Dictionaries, tables: Tables | None = None) -> None:
         self.segments, self.ids = segments, ids
-        self.numbers = np.full(max(segments, default=0) + 1, -1, np.int32)
+        self.tables = Tables(ids.folder, ids.layout, {}) if tables is None else tables
+        slots = max(segments, default=0) + 1
+        self.numbers, self.serials = np.full(slots, -1, np.int32), np.zeros(slots, np.uint64)
         for slot, segment in segments.items():
-            self.numbers[slot] = segment.file
+            self.numbers[slot], self.serials[slot] = segment.file, segment.number
         self.shares = np.ones(ids.layout.num_columns + 1)
         """Share of a chunk behind its header that its first columns take, by their number; learned from reads."""
 

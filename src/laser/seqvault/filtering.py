@@ -40,6 +40,8 @@ class Filter:
             ValueError: on an unknown field, one that cannot be filtered by, or values that are not whole numbers.
         """
         fields = layout.choose(where)
+        if follow := [field.name for field in fields if field not in layout.fields]:
+            raise ValueError(f"field {follow[0]!r} is derived and cannot be filtered by; name stored fields in where")
         return cls(fields, tuple(_allowed(field, where[field.name]) for field in fields)) if fields else None
 
     def keep(self, events: Mapping[str, np.ndarray]) -> np.ndarray:

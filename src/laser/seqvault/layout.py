@@ -6,7 +6,7 @@ A field is one value per event, or ``length`` values; on disk each of these is a
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -38,14 +38,22 @@ class Field:
 
 
 @dataclass(frozen=True)
+class DerivedField(Field):
+    """A field that follows from the id in another one, ``key``; it is not stored with the event."""
+
+    key: str = ""
+
+
+@dataclass(frozen=True)
 class Layout:
-    """Fields of an event; the first is the timestamp, int64.
+    """Fields of an event; the first is the timestamp, int64. ``derived`` ones are read, but not stored with it.
 
     Raises:
         ValueError: when there is no timestamp or its type is not int64, or an event is too wide to pack.
     """
 
     fields: tuple[Field, ...]
+    derived: tuple[DerivedField, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.fields or self.fields[0].dtype != "int64" or self.fields[0].length != 1:
@@ -58,10 +66,30 @@ class Layout:
             )
 
     @classmethod
-    def of(cls, schema: Schema | Iterable[Feature | Field]) -> Layout:
-        """Layout of a schema's events, or of the given features (timestamp first)."""
-        features = schema.event if isinstance(schema, Schema) else tuple(schema)
-        return cls(tuple(Field(f.name, f.dtype, f.length) for f in features))
+    def of(cls, schema: Schema | Iterable[Feature | Field], derived: Mapping[str, str] | None = None) -> Layout:
+        """Layout of a schema's events, or of the given features (timestamp first).
+
+        Args:
+            schema: whose event fields; or these.
+            derived: fields that are not stored, each with the id field that they follow from.
+
+        Raises:
+            ValueError: as the class, and when a derived field or its id field will not do.
+        """
+        fields = tuple(
+            Field(f.name, f.dtype, f.length) for f in (schema.event if isinstance(schema, Schema) else schema)
+        )
+        wanted = dict(derived or {})
+        stored = cls(tuple(field for field in fields if field.name not in wanted))
+        known = {field.name: field for field in fields}
+        for name, key in wanted.items():
+            of = next((field for field in stored.fields[1:] if field.name == key), None)
+            if name not in known or of is None or of.length != 1 or np.dtype(of.dtype).kind not in "iu":
+                raise ValueError(
+                    f"derived field {name!r} of {key!r}: expected two event fields, the second stored, one whole number"
+                )
+        added = (DerivedField(name, known[name].dtype, known[name].length, key) for name, key in wanted.items())
+        return replace(stored, derived=tuple(added))
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -75,9 +103,10 @@ class Layout:
 
     @cached_property
     def first_column(self) -> dict[str, int]:
-        """Number of each field's first column."""
+        """Number of each field's first column; of a derived field that of its ids."""
         starts = np.cumsum([0, *(field.length for field in self.fields)])
-        return {field.name: int(start) for field, start in zip(self.fields, starts)}
+        stored = {field.name: int(start) for field, start in zip(self.fields, starts)}
+        return stored | {field.name: stored[field.key] for field in self.derived}
 
     @cached_property
     def signed(self) -> np.ndarray:
@@ -97,19 +126,17 @@ class Layout:
         return min(MAX_CHUNK_EVENTS, fit)
 
     def choose(self, names: Iterable[str] | None) -> tuple[Field, ...]:
-        """Fields by name, all for ``None``.
+        """Fields by name, derived ones among them; all for ``None``.
 
         Raises:
             ValueError: on a name that is not a field.
         """
+        known = {field.name: field for field in (*self.fields, *self.derived)}
         if names is None:
-            return self.fields
-        known = {field.name: field for field in self.fields}
+            return tuple(known.values())
         wanted = [names] if isinstance(names, str) else list(names)
         if unknown := [name for name in wanted if name not in known]:
-            raise ValueError(
-                f"no event field {', '.join(map(repr, unknown))} in this vault; it has {', '.join(self.names)}"
-            )
+            raise ValueError(f"no event field {', '.join(map(repr, unknown))} in this vault; it has {', '.join(known)}")
         return tuple(known[name] for name in wanted)
 
     def empty(self, size: int) -> dict[str, np.ndarray]:
@@ -127,7 +154,7 @@ class Layout:
             raise ValueError(
                 f"events must have the fields {', '.join(self.names)}; missing: {missing}, not known: {unknown}"
             )
-        return {field.name: _coerce(field, events[field.name], size) for field in self.fields}
+        return {field.name: coerce_values(field, events[field.name], size) for field in self.fields}
 
     def columns(self, events: Mapping[str, np.ndarray], order: np.ndarray) -> np.ndarray:
         """Events in the given order as uint64 [columns, events], signed values sign-extended, floats as their bits."""
@@ -142,7 +169,12 @@ class Layout:
         return columns
 
 
-def _coerce(field: Field, values: Any, size: int) -> np.ndarray:
+def coerce_values(field: Field, values: Any, size: int) -> np.ndarray:
+    """Values of one field as a contiguous array of its own type.
+
+    Raises:
+        ValueError: on a wrong number of rows, or values the field cannot hold.
+    """
     found, dtype = np.asarray(values), np.dtype(field.dtype)
     if found.shape != (size, *field.shape):
         raise ValueError(

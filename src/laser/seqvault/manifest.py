@@ -6,7 +6,7 @@ One line ``LASERVAULT <version> <CRC32C of the rest, 8 hexadecimal digits>``, th
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from laser.seqvault.admission import Admission
 from laser.seqvault.checksum import crc32c
 from laser.seqvault.dictionary import DictionaryEntry
 from laser.seqvault.durable import replace_file
-from laser.seqvault.layout import Field, Layout
+from laser.seqvault.layout import DerivedField, Field, Layout
 
 FORMAT_VERSION = 3
 NAME = "MANIFEST"
@@ -51,6 +51,8 @@ class Manifest:
     """Number of the index snapshot, which covers the first ``snapshot_segments``; 0: none."""
     snapshot_segments: int = 0
     dictionaries: tuple[DictionaryEntry, ...] = ()
+    tables: dict[str, int] = field(default_factory=dict)
+    """Numbers of the files with the values of derived fields; a field that has none yet is missing."""
     choose_dictionaries: bool = True
     """Whether fields get dictionaries where these pay; otherwise only those of the creation have one."""
 
@@ -61,7 +63,8 @@ class Manifest:
     def save(self, path: Path) -> None:
         """Replace the manifest in folder ``path`` durably."""
         state = asdict(self)
-        state["layout"] = [asdict(field) for field in self.layout.fields]
+        state["layout"] = [asdict(stored) for stored in self.layout.fields]
+        state["derived"] = [asdict(derived) for derived in self.layout.derived]
         body = json.dumps(state, indent=1).encode()
         replace_file(path / NAME, f"{MAGIC} {FORMAT_VERSION} {crc32c(body):08x}\n".encode() + body)
 
@@ -93,7 +96,8 @@ class Manifest:
             )
         try:
             state = json.loads(body)
-            state["layout"] = Layout(tuple(Field(**field) for field in state["layout"]))
+            derived = tuple(DerivedField(**found) for found in state.pop("derived"))
+            state["layout"] = Layout(tuple(Field(**found) for found in state["layout"]), derived)
             state["admission"] = Admission(**state["admission"])
             state["segments"] = tuple(SegmentEntry(**entry) for entry in state["segments"])
             state["dictionaries"] = tuple(DictionaryEntry(**entry) for entry in state["dictionaries"])

@@ -13,6 +13,7 @@ from laser.seqvault.fetching import SegmentFiles
 from laser.seqvault.index import Index
 from laser.seqvault.layout import Layout
 from laser.seqvault.planning import FOREVER
+from laser.seqvault.ragged import Ragged
 from laser.seqvault.reading import Answer, Plan, execute, make_plan
 from laser.seqvault.requesting import Request
 from laser.seqvault.tail import Tail, find_tail
@@ -20,20 +21,25 @@ from laser.seqvault.tail import Tail, find_tail
 History = dict[str, np.ndarray]
 
 
-def prepare(index: Index, files: SegmentFiles, tail: Tail, layout: Layout, request: Request) -> Callable[[], Answer]:
+def prepare(index: Index, files: SegmentFiles, tail: Tail, layout: Layout, request: Request, cache: ChunkCache | None
+) -> Callable[[], Answer]:
     """Take what a request needs under the vault's lock; the function returned does the rest without it."""
     plan, mixed = make_plan(
-        index, files, tail, request.users, request.before, request.wanted, codes=request.codes, where=request.where
-    )
+        index, files, tail, request.users, request.before, request.wanted,
+        codes=request.codes, where=request.where, fields=request.fields,
+    )  # fmt: skip
     if not len(mixed):
-        return lambda: Answer(plan, layout, request.fields)
+        return lambda: Answer(plan, layout, request.fields, cache)
     users = request.users[mixed]
-    stored, _ = make_plan(index, files, None, users, None, np.full(len(users), FOREVER), codes=request.codes)
+    every = tuple(dict.fromkeys([*layout.fields, *request.fields]))
+    stored, _ = make_plan(
+        index, files, None, users, None, np.full(len(users), FOREVER), codes=request.codes, fields=every
+    )
     recent = [_positions(tail, user) for user in users]
 
     def finish() -> Answer:
-        answer = Answer(plan, layout, request.fields)
-        answer.replace(mixed, _sorted(plan, stored, recent, layout, request, mixed))
+        answer = Answer(plan, layout, request.fields, cache)
+        answer.replace(mixed, _sorted(plan, execute(stored, layout, every), recent, request, mixed))
         return answer
 
     return finish
@@ -49,14 +55,11 @@ def _positions(tail: Tail, user: np.uint64) -> np.ndarray:
     return np.array(positions[::-1], np.int64)
 
 
-def _sorted(
-    plan: Plan, stored: Plan, recent: list[np.ndarray], layout: Layout, request: Request, mixed: np.ndarray
-) -> list[History]:
-    time, histories = layout.names[0], []
-    found = execute(stored, layout, layout.fields)
+def _sorted(plan: Plan, found: Ragged, recent: list[np.ndarray], request: Request, mixed: np.ndarray) -> list[History]:
+    time, histories = next(iter(found.fields)), []
     for index, (at, positions) in enumerate(zip(mixed, recent)):
         old = found.of(index)
-        merged = {name: np.concatenate([old[name], plan.recent[name][positions]]) for name in layout.names}
+        merged = {name: np.concatenate([old[name], plan.recent[name][positions]]) for name in found.fields}
         order = np.argsort(merged[time], kind="stable")
         if request.before is not None:
             order = order[merged[time][order] < request.before[at]]

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from laser.seqvault import dictionary, log, segment, snapshot
+from laser.seqvault import derived, dictionary, log, segment, snapshot
 from laser.seqvault.manifest import Manifest
 
 SHARDS = "shards"
@@ -89,10 +89,10 @@ def remove_strays(folder: Path, manifest: Manifest) -> list[Path]:
     """Remove files of interrupted work that no state refers to; for the writer. Returns what was removed."""
     named = {segment.file_name(entry.number) for entry in manifest.segments}
     named.add(snapshot.file_name(manifest.snapshot))
+    named |= {derived.file_name(number) for number in manifest.tables.values()}
     named |= {dictionary.file_name(manifest.layout.names.index(entry.field)) for entry in manifest.dictionaries}
-    strays = [
-        path for pattern in ("*.seg", "*.idx", "*.ids") for path in folder.glob(pattern) if path.name not in named
-    ]
+    patterns = ("*.seg", "*.idx", "*.ids", "*.tab")
+    strays = [path for pattern in patterns for path in folder.glob(pattern) if path.name not in named]
     strays += folder.glob("*.tmp")
     strays += [path for path in folder.glob("*.wal") if path.name < log.file_name(manifest.first_log)]
     for path in strays:

@@ -92,6 +92,7 @@ class SeqVault:
         late: Policy = "keep",
         duplicates: Policy = "keep",
         dictionaries: Iterable[str] | None = None,
+        derived: Mapping[str, str] | None = None,
         sync: Sync = "interval",
         tail_bytes: int = TAIL_BYTES,
         maintenance_rate: float | None = None,
@@ -108,6 +109,9 @@ class SeqVault:
                 reads the histories of the users concerned at each append.
             dictionaries: id fields whose values are kept once for the whole vault, as codes in each event; ``None``
                 chooses them where they pay, by the events of the first segment and of each compaction.
+            derived: fields that are not stored with events because they follow from an id, each with its id field:
+                ``{"author": "item"}``. ``set_derived`` gives them values, which all reads have from then on. What must
+                be as it was at the time of the event stays an ordinary field.
             sync: see ``open``.
             tail_bytes: see ``open``.
             maintenance_rate: see ``open``.
@@ -116,8 +120,9 @@ class SeqVault:
         Raises:
             ValueError: when there is a vault already, or the fields cannot be stored.
         """
-        folder, layout = Path(path), Layout.of(schema)
-        entries = tuple(DictionaryEntry(f.name, 0, 0) for f in coded_fields(layout, dictionaries or ()))
+        folder, layout = Path(path), Layout.of(schema, derived)
+        coded = dict.fromkeys([*(dictionaries or ()), *(field.key for field in layout.derived)])
+        entries = tuple(DictionaryEntry(f.name, 0, 0) for f in coded_fields(layout, coded))
         policies = Admission(late, duplicates)
         manifest = Manifest(layout, policies, dictionaries=entries, choose_dictionaries=dictionaries is None)
         if (folder / NAME).exists():
@@ -237,7 +242,7 @@ class SeqVault:
     def _answer(self, request: Request) -> Answer:
         with self._lock:
             tail = self._opened().tail
-            finish = prepare(self._catalog.index, self._catalog.files, tail, self.layout, request)
+            finish = prepare(self._catalog.index, self._catalog.files, tail, self.layout, request, self._cache)
         return finish()
 
     def dictionary(self, field: str) -> np.ndarray:
@@ -253,6 +258,20 @@ class SeqVault:
             tail.coded(known)
             found = known.by_field[field]
             return found.ids.view(found.field.dtype).copy()
+
+    def set_derived(self, field: str, ids: Any, values: Any) -> None:
+        """Give a derived field its values for I ids, durably; other ids keep theirs, an id without any has 0.
+
+        Args:
+            field: its name.
+            ids: ids [I] of the field that it follows from; of an id given twice the last value counts.
+            values: a value for each id.
+
+        Raises:
+            ValueError: when the field is not derived, ids or values do not fit, or the vault is open for reading only.
+            OSError: when they cannot be stored; everything stays as it was.
+        """
+        self._writing().set_derived(field, ids, values)
 
     def users(self) -> np.ndarray:
         """Ids of all users with at least one event, uint64, ascending."""
