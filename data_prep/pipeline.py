@@ -78,6 +78,8 @@ def prepare(
         running = open_engine(engine, parts.work, budget, spark_master)
         try:
             report, found = _prepare(running, mapping, folder, staging, parts)
+            if mapping.expected:
+                report["expected"] = compare(mapping.expected, edition, report)
         finally:
             running.close()
             shutil.rmtree(parts.work, ignore_errors=True)

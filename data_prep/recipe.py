@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from data_prep.expected import Edition
 from data_prep.recipe_features import FeatureMap
 from data_prep.recipe_rows import Rows
 from data_prep.recipe_sources import ItemTable, Join, Log, Timestamp, Value
@@ -48,6 +49,8 @@ class Recipe:
     ``--raw`` overrides it."""
     note: str | None = None
     """Where the user gets the files and what to know about them; copied into the report."""
+    expected: dict[str, Edition] = field(default_factory=dict)
+    """Editions of the data set by name, with what their publisher says of files and counts."""
     item_table: ItemTable | None = None
     """Side info of items."""
     item_side: dict[str, FeatureMap] = field(default_factory=dict)
