@@ -10,7 +10,7 @@ import json
 import zlib
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -150,7 +150,7 @@ def _check_types(files: list[Path], used: set[str]) -> None:
                 raise ValueError(f"column {name!r} is {there} in {files[0]} and {here} in {path}; {cure}")
 
 
-def open_text(path: Path) -> IO[bytes]:
+def open_text(path: Path) -> BinaryIO | gzip.GzipFile:
     """The bytes of a text, decompressed by the file's suffix."""
     if path.suffix == ".gz":
         return gzip.open(path)

@@ -14,12 +14,14 @@ import ibis.expr.types as ir
 
 from data_prep.engine import Engine
 from data_prep.expressions import add_columns, columns_of, sql_of
+from data_prep.joins import look_up, one_per_key, refuse_unfit
 from data_prep.merging import read_logs
 from data_prep.recipe import Recipe
 from data_prep.recipe_features import FeatureMap
 from data_prep.recipe_sources import Value
-from data_prep.row_columns import CELL, LOG_ROW, UNPARSED
+from data_prep.row_columns import CELL, UNPARSED
 from data_prep.sources import read_source
+from data_prep.timestamps import with_ticks
 
 REASON = "$reason"
 LOG_VALUES = "log_values"
@@ -59,20 +61,31 @@ def read_log(engine: Engine, recipe: Recipe, raw: Path) -> ir.Table:
     values: dict[str, Value] = {
         "$user": recipe.user,
         "$item": recipe.item,
-        "$timestamp": recipe.timestamp,
         "$label": recipe.label,
     }
     values |= {f"${name}": feature for name, feature in log_features(recipe).items()}
+    table = read_logs(engine, recipe.log, raw, _log_columns(recipe, values))
+    table = with_ticks(table, recipe.timestamp, "$timestamp")
+    for name, join in recipe.joins.items():
+        table = look_up(engine, name, join, raw, table)
+    table = add_columns(table, {name: sql_of(value) for name, value in values.items()})
+    _check_types(table)
+    table = _with_missing(table, {f"${name}": feature for name, feature in log_features(recipe).items()})
+    return engine.store(LOG_VALUES, table.mutate(**{REASON: _reason(table)}))
+
+
+def _log_columns(recipe: Recipe, values: dict[str, Value]) -> set[str]:
+    """Columns that the logs must have: all that the recipe reads but what `joins` bring."""
     used = _used(values, f"recipe {recipe.name}")
     for place, rows in (("target", recipe.target), ("history", recipe.history)):
         used |= columns_of(rows.where, f"{place}.where") if rows.where else set()
     if recipe.split.by_value:
         used |= columns_of(sql_of(recipe.split.by_value), "split.by_value")
-    table = read_logs(engine, recipe.log, raw, used)
-    table = add_columns(table, {name: sql_of(value) for name, value in values.items()})
-    _check_types(table)
-    table = _with_missing(table, {f"${name}": feature for name, feature in log_features(recipe).items()})
-    return engine.store(LOG_VALUES, table.mutate(**{REASON: _reason(table)}))
+    brought: set[str] = set()
+    for name, join in recipe.joins.items():
+        used |= columns_of(sql_of(join.on), f"joins.{name}.on") - brought
+        brought |= set(join.values)
+    return (used - brought) | columns_of(sql_of(recipe.timestamp), "timestamp")
 
 
 def accept(engine: Engine, recipe: Recipe, log: ir.Table) -> ir.Table:
@@ -104,25 +117,10 @@ def read_items(engine: Engine, recipe: Recipe, raw: Path) -> ir.Table | None:
     table = read_source(engine, recipe.item_table.source, raw, _used(values, "item_table"), "the item table")
     evaluated = add_columns(table, {name: sql_of(value) for name, value in values.items()})
     stored = engine.store("item_values", evaluated)
-    bad = (
-        stored.filter(stored[UNPARSED].notnull() | stored["$item"].isnull())
-        .order_by(LOG_ROW)
-        .limit(1)
-        .to_pyarrow()
-        .to_pylist()
-    )
-    if bad:
-        reason = bad[0][UNPARSED] or "it has no item id"
-        raise ValueError(
-            f"row {bad[0][LOG_ROW]} of the item table is unfit: {reason}; correct the file or `types` in the recipe"
-        )
-    counts = stored.group_by("$item").agg(rows=stored.count())
-    twice = counts.filter(counts.rows > 1).order_by("$item").limit(1).to_pyarrow().to_pylist()
-    if twice:
-        raise ValueError(
-            f"item {twice[0]['$item']!r} stands {twice[0]['rows']} times in the item table; keep one row per item"
-        )
-    return _with_missing(stored, {f"${name}": feature for name, feature in features.items()})
+    source = recipe.item_table.source
+    refuse_unfit(stored, ["$item"], source, raw, "the item table")
+    unique = one_per_key(stored, ["$item"], recipe.item_table.keep, "the item table")
+    return _with_missing(unique, {f"${name}": feature for name, feature in features.items()})
 
 
 def _used(values: dict[str, Value], where: str) -> set[str]:
@@ -149,8 +147,8 @@ def _check_types(table: ir.Table) -> None:
         example = table.select("$timestamp").limit(1).to_pyarrow()["$timestamp"].to_pylist()
         seen = f" such as {str(example[0])!r}" if example else ""
         raise ValueError(
-            f"the timestamp has type {found}{seen}; expected whole numbers, so convert it in the recipe, "
-            "for example with expression: epoch(CAST(column AS TIMESTAMP))"
+            f"the timestamp has type {found}{seen}; expected whole numbers, dates or times, so give the `format` of a "
+            "text such as '%Y-%m-%d %H:%M:%S', or convert it by an expression"
         )
     if not ((found := table["$label"].type()).is_numeric() or found.is_boolean()):
         raise ValueError(f"the label has type {found}; expected 0 and 1 or a condition such as rating >= 4")

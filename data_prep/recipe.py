@@ -15,6 +15,7 @@ from data_prep.recipe_features import FeatureMap
 from data_prep.recipe_rows import Rows
 from data_prep.recipe_sources import ItemTable, Join, Log, Timestamp, Value
 from data_prep.recipe_split import Split
+from data_prep.timestamps import check_format
 
 SPLITS = ("train", "val", "test")
 RESERVED = frozenset(
@@ -89,6 +90,9 @@ class Recipe:
         if from_table and self.item_table is None:
             raise ValueError(f"`item_side.{from_table[0]}` needs an `item_table`, or `from_log: true`")
         _check_logs(self.log)
+        _check_joins(self)
+        for time in [self.timestamp, *(join.valid_from for join in self.joins.values() if join.valid_from)]:
+            check_format(time)
 
     def name_of(self, part: str) -> str:
         """Name that ``user``, ``item``, ``timestamp`` or ``label`` bears in the prepared data set."""
@@ -103,3 +107,14 @@ def _check_logs(logs: list[Log]) -> None:
         raise ValueError(f"`log[{names.index(None)}]` has no `name`; every one of several logs needs one")
     if repeated := [name for name in names if names.count(name) > 1]:
         raise ValueError(f"`log` has two sources of the name {repeated[0]!r}; name them apart")
+
+
+def _check_joins(recipe: Recipe) -> None:
+    brought: set[str] = set()
+    for name, join in recipe.joins.items():
+        if repeated := sorted(brought & set(join.values)):
+            raise ValueError(f"`joins.{name}` brings the column {repeated[0]!r} for the second time; rename it")
+        brought |= set(join.values)
+        if join.valid_from is not None and join.valid_from.unit != recipe.timestamp.unit:
+            units = f"{join.valid_from.unit!r} and `timestamp` {recipe.timestamp.unit!r}"
+            raise ValueError(f"`joins.{name}.valid_from` has the unit {units}; give both one unit")

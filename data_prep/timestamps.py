@@ -14,7 +14,9 @@ from zoneinfo import ZoneInfo
 import ibis
 import ibis.expr.types as ir
 
+from data_prep.expressions import add_columns, sql_of
 from data_prep.recipe_sources import Timestamp
+from data_prep.row_columns import CELL, UNPARSED
 
 DIGITS = {"s": 0, "ms": 3, "us": 6}
 """Unit -> decimal places of a second."""
@@ -38,11 +40,29 @@ def ticks(value: ir.Column, timestamp: Timestamp) -> ir.Column:
     if not kind.is_timestamp():
         return value
     digits = DIGITS[timestamp.unit]
-    seconds = value.epoch_seconds().cast("int64")
+    seconds = value.truncate("s").epoch_seconds().cast("int64")  # engines round otherwise
     if kind.timezone is None:
         seconds = seconds - _offset(seconds, timestamp.zone)
     part = {0: ibis.literal(0), 3: value.millisecond(), 6: value.microsecond()}[digits]
     return seconds * 10**digits + part.cast("int64")
+
+
+def with_ticks(table: ir.Table, timestamp: Timestamp, name: str) -> ir.Table:
+    """The table with the times of ``timestamp`` under ``name``; a text that is none is noted as not parsed."""
+    evaluated = add_columns(table, {name: sql_of(timestamp)})
+    text = evaluated[name]
+    found = ticks(text, timestamp)
+    if timestamp.format is None or not text.type().is_string():
+        return evaluated.mutate(**{name: found})
+    bad = text.notnull() & found.isnull() & evaluated[UNPARSED].isnull()
+    reason = f"the time does not fit the format {timestamp.format}"
+    return evaluated.mutate(
+        **{
+            UNPARSED: bad.ifelse(ibis.literal(reason), evaluated[UNPARSED]),
+            CELL: bad.ifelse(text, evaluated[CELL]),
+            name: found,
+        }
+    )
 
 
 def check_format(timestamp: Timestamp) -> None:
