@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data_prep.leakage_outcome import outcome_in_disguise
 from data_prep.recipe import SPLITS
 from laser.schema import Schema
 from laser.seqvault import SeqVault
@@ -58,7 +59,8 @@ def check_prepared(
 
     Args:
         folder: with schema.json, items.parquet, vault/ and samples/.
-        report: content of ``report.json``; its ``split`` and, per split, ``samples`` and ``with_own_event`` are used.
+        report: content of ``report.json``; its ``split``, ``events`` and, per split, ``samples`` and ``with_own_event``
+            are used.
         advance: told the number of finished samples.
     """
     schema = Schema.load(folder / "schema.json")
@@ -68,7 +70,8 @@ def check_prepared(
     _check_counts(samples, schema, report, found)
     _check_items(folder, schema, found)
     _check_splits(samples, schema, report["split"], found)
-    _check_histories(folder, samples, schema, found, advance)
+    _check_histories(folder, samples, schema, report["events"], found, advance)
+    found.problems += outcome_in_disguise(folder, schema)
     for split in SPLITS:
         lacking = report["samples"][split]["with_own_event"] - found.own_events[split]
         moved = f"{lacking} {split} samples lack their own event at their own time: it was moved in time or lost"
@@ -151,12 +154,14 @@ def _check_splits(samples: ir.Table, schema: Schema, split: dict[str, Any], foun
 
 
 def _check_histories(
-    folder: Path, samples: ir.Table, schema: Schema, found: Findings, advance: Callable[[int], None]
+    folder: Path, samples: ir.Table, schema: Schema, events: int, found: Findings, advance: Callable[[int], None]
 ) -> None:
     columns = [schema.user.name, schema.item.name, schema.timestamp.name, "split"]
     ordered = samples.order_by(columns[0], columns[2], "split", "place").select(*columns)
     stride = max(1, _count(samples) // CUT_SAMPLES)
     with SeqVault.open(folder / "vault") as vault:
+        have = int(vault.stats()["events"])
+        found.add(have != events, f"histories hold {have} events, the report says {events}: some were added or lost")
         for batch in ordered.to_pyarrow_batches(chunk_size=BATCH_ROWS):
             user = _numbers(batch, columns[0])
             split = np.asarray(batch.column("split").to_pylist())

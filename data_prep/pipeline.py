@@ -20,6 +20,7 @@ from data_prep.intake import Intake, accept, read_items, read_log
 from data_prep.items import write_items
 from data_prep.layout import make_schema
 from data_prep.leakage import Findings, check_prepared
+from data_prep.leakage_windows import refuse_future
 from data_prep.memory import Budget
 from data_prep.progress import Stages
 from data_prep.recipe import Recipe
@@ -68,6 +69,7 @@ def prepare(
     """
     budget = Budget(memory, threads)
     mapping = load_recipe(recipe)
+    refuse_future(mapping)
     folder = resolve_raw(mapping.raw, raw, recipe.parent)
     edition = recognise(mapping.expected, folder)
     mark = fingerprint(mapping, folder, engine)

@@ -143,3 +143,65 @@ def test_command_tells_of_a_leak(clean, laser_prep):
     assert told.returncode == 2
     assert told.stderr.count("\n") == 1
     assert "leaks" in told.stderr
+
+
+def test_outcome_copied_into_the_past(clean):
+    """A copy of a target's event, one tick before the target, shows its outcome; the original stands where it was."""
+
+    def copy(events):
+        for name in events:
+            extra = events[name][20:21].copy()
+            events[name] = np.concatenate([events[name], extra])
+        events["timestamp"][-1] -= 1
+
+    rewrite_vault(clean, copy)
+    assert "some were added or lost" in problems(clean)
+
+
+def test_target_event_given_to_another_user(clean):
+    def swap(events):
+        events["user"][40] = 1 + events["user"][40] % 12
+
+    rewrite_vault(clean, swap)
+    assert "lack their own event" in problems(clean)
+
+
+def test_label_as_a_context_feature(write, tmp_path):
+    context = {"outcome": {"expression": "CASE WHEN stars >= 4 THEN 7 ELSE 3 END"}}
+    with pytest.raises(ValueError, match=r"'outcome' alone orders test samples with AUC 1\.0000"):
+        prepare(write(context=context), tmp_path / "out")
+    prepare(write(context={"shop": {"column": "shop"}}), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("sql", "told"),
+    [
+        ("avg(stars) OVER (PARTITION BY item)", "no ORDER BY"),
+        ('lead(stars) OVER (PARTITION BY "user" ORDER BY "time")', "reads later rows"),
+        ('lag(stars, -1) OVER (PARTITION BY "user" ORDER BY "time")', "reads ahead"),
+        ('count(*) OVER (PARTITION BY item ORDER BY "time" DESC)', "backwards"),
+        ('avg(stars) OVER (PARTITION BY item ORDER BY "time")', "the row itself"),
+        ("sum(price) OVER (PARTITION BY item ORDER BY price ROWS BETWEEN 3 PRECEDING AND 1 PRECEDING)", "the order of"),
+        ('max(price) OVER (ORDER BY "time" ROWS BETWEEN 1 PRECEDING AND 2 FOLLOWING)', "later rows"),
+    ],
+)
+def test_context_computed_from_the_future(write, tmp_path, sql, told):
+    recipe = write(context={"planted": {"expression": f"CAST({sql} AS BIGINT)"}})
+    with pytest.raises(ValueError, match=r"`context.planted` is computed from the future") as caught:
+        prepare(recipe, tmp_path / "out")
+    assert told in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_features_of_the_past_pass(write, tmp_path):
+    past = 'count(*) OVER (PARTITION BY item ORDER BY "time" ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)'
+    before = 'lag(shop) OVER (PARTITION BY "user" ORDER BY "time", log_row)'
+    context = {"popularity": {"expression": past}, "shop_before": {"expression": before}}
+    running = {"total": {"expression": 'count(*) OVER (PARTITION BY "user" ORDER BY "time")'}}
+    prepare(write(context=context, event_side=running), tmp_path / "out")
+
+
+def test_event_computed_from_the_future(write, tmp_path):
+    ahead = {"next": {"expression": 'lead(stars) OVER (PARTITION BY "user" ORDER BY "time")'}}
+    with pytest.raises(ValueError, match=r"`event_side.next` is computed from the future"):
+        prepare(write(event_side=ahead), tmp_path / "out")
