@@ -20,9 +20,12 @@ LOG_NAME = "log_name"
 """Column with the name of the log that a row comes from."""
 POSITION = "position"
 """Column with the place of an exploded element in its list."""
+LIST_ROW = "list_row"
+"""Column with the row in the log, from 0, whose list an exploded element stands in."""
 LONGEST_LIST = 1 << 20
 """Rows of an exploded list are numbered from (its row times this), so that no row depends on another's length."""
 OWN = (LOG_ROW, LOG_NAME)
+EXPLODED = {POSITION, LIST_ROW}
 
 
 def read_logs(engine: Engine, logs: list[Log], raw: Path, used: set[str]) -> ir.Table:
@@ -32,7 +35,7 @@ def read_logs(engine: Engine, logs: list[Log], raw: Path, used: set[str]) -> ir.
         ValueError: when no log has a column, or logs disagree on its type, besides what reading may find wrong.
     """
     wanted = sorted(used - set(OWN))
-    known = [set(column_names(log, raw)) | set(log.values) | ({POSITION} if log.explode else set()) for log in logs]
+    known = [set(column_names(log, raw)) | set(log.values) | (EXPLODED if log.explode else set()) for log in logs]
     if len(logs) > 1 and (absent := [name for name in wanted if not any(name in names for names in known)]):
         listed = "; ".join(f"{log.name} has {', '.join(sorted(names))}" for log, names in zip(logs, known, strict=True))
         raise ValueError(f"no log has a column {absent[0]!r}: {listed}")
@@ -58,7 +61,7 @@ def _read(engine: Engine, log: Log, raw: Path, present: list[str], what: str) ->
     plain = {name for name in present if name not in computed}
     needed = plain.union(*(columns_of(sql, f"`values.{name}` of {what}") for name, sql in computed.items()))
     if log.explode:
-        needed = (needed - {POSITION}) | set(log.explode)
+        needed = (needed - EXPLODED) | set(log.explode)
     table = read_source(engine, log, raw, needed - set(OWN), what)
     if log.explode:
         table = _explode(table, log, what)
@@ -83,7 +86,7 @@ def _explode(table: ir.Table, log: Log, what: str) -> ir.Table:
     longer = table.select(*rest, **lists, **{POSITION: places.unnest().cast("int64")})
     elements = {name: longer[f"$list:{name}"][longer[POSITION]] for name in log.explode}
     rows = longer.select(*rest, POSITION, **elements)
-    return rows.mutate(**{LOG_ROW: rows[LOG_ROW] * LONGEST_LIST + rows[POSITION]})
+    return rows.mutate(**{LIST_ROW: rows[LOG_ROW], LOG_ROW: rows[LOG_ROW] * LONGEST_LIST + rows[POSITION]})
 
 
 def _common_type(name: str, logs: list[Log], tables: list[ir.Table]) -> dt.DataType:

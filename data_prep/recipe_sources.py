@@ -28,7 +28,7 @@ class Source:
     """Of text files."""
     explode: list[str] = field(default_factory=list)
     """List columns of a log in Parquet that become one row per element, side by side, such as the items of a page.
-    The column ``position`` then counts the elements of a list from 0."""
+    The column ``position`` then counts the elements of a list from 0, and ``list_row`` the lists."""
 
 
 @dataclass(frozen=True, kw_only=True)
