@@ -19,9 +19,9 @@ from laser.seqvault.choosing import paying_fields
 from laser.seqvault.derived import ByCode, Table, Tables
 from laser.seqvault.dictionary import Dictionaries
 from laser.seqvault.durable import sync_directory
+from laser.seqvault.fetching import SegmentFiles
 from laser.seqvault.index import MAX_SEGMENT_WORDS, MAX_SLOTS, Index
 from laser.seqvault.manifest import Manifest, SegmentEntry
-from laser.seqvault.fetching import SegmentFiles
 from laser.seqvault.segment import Segment, SegmentWriter
 
 SEGMENT_BYTES = 256 << 20

@@ -28,3 +28,6 @@ fadvise = types.ExternalFunction("posix_fadvise", types.int32(types.int32, types
 
 WILLNEED = 3
 """``POSIX_FADV_WILLNEED``: start reading these pages now."""
+
+memmove = types.ExternalFunction("memmove", types.intp(types.intp, types.intp, types.intp))
+"""libc's ``memmove(to, from, bytes)``."""

@@ -9,27 +9,31 @@ from collections.abc import Callable
 
 import numpy as np
 
+from laser.seqvault.cache import ChunkCache, Rows
 from laser.seqvault.fetching import SegmentFiles
 from laser.seqvault.index import Index
-from laser.seqvault.layout import Layout
+from laser.seqvault.layout import DerivedField, Layout
+from laser.seqvault.plan import Plan, make_plan, shown_as
 from laser.seqvault.planning import FOREVER
 from laser.seqvault.ragged import Ragged
-from laser.seqvault.reading import Answer, Plan, execute, make_plan
+from laser.seqvault.reading import Answer, execute
 from laser.seqvault.requesting import Request
 from laser.seqvault.tail import Tail, find_tail
 
 History = dict[str, np.ndarray]
 
 
-def prepare(index: Index, files: SegmentFiles, tail: Tail, layout: Layout, request: Request, cache: ChunkCache | None
+def prepare(
+    index: Index, files: SegmentFiles, tail: Tail, layout: Layout, request: Request, cache: ChunkCache | None
 ) -> Callable[[], Answer]:
     """Take what a request needs under the vault's lock; the function returned does the rest without it."""
+    cached = _cached(cache, files, request)
     plan, mixed = make_plan(
         index, files, tail, request.users, request.before, request.wanted,
-        codes=request.codes, where=request.where, fields=request.fields,
+        codes=request.codes, where=request.where, fields=cached[1].fields if cached else request.fields,
     )  # fmt: skip
     if not len(mixed):
-        return lambda: Answer(plan, layout, request.fields, cache)
+        return lambda: Answer(plan, layout, request.fields, cached)
     users = request.users[mixed]
     every = tuple(dict.fromkeys([*layout.fields, *request.fields]))
     stored, _ = make_plan(
@@ -38,11 +42,18 @@ def prepare(index: Index, files: SegmentFiles, tail: Tail, layout: Layout, reque
     recent = [_positions(tail, user) for user in users]
 
     def finish() -> Answer:
-        answer = Answer(plan, layout, request.fields, cache)
+        answer = Answer(plan, layout, request.fields, cached)
         answer.replace(mixed, _sorted(plan, execute(stored, layout, every), recent, request, mixed))
         return answer
 
     return finish
+
+
+def _cached(cache: ChunkCache | None, files: SegmentFiles, request: Request) -> tuple[ChunkCache, Rows] | None:
+    derived = any(isinstance(field, DerivedField) for field in request.fields)
+    if cache is None or request.where is not None or derived:
+        return None
+    return cache, cache.serving(request.codes, {f: shown_as(f, files, request.codes) for f in request.fields})
 
 
 def _positions(tail: Tail, user: np.uint64) -> np.ndarray:

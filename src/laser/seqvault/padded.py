@@ -48,8 +48,10 @@ def write_out(answer: Answer, out: Mapping[str, np.ndarray], length: int | None,
     lengths = answer.lengths
     events = int(lengths.sum()) if length is None else len(lengths) * length
     for field in answer.fields:
-        _check_fill(fill, field, answer.dtype(field))
-        _check(out[field.name], field, answer.dtype(field), (events,) if length is None else (len(lengths), length))
+        _check_fill(fill, field, answer.plan.dtype(field))
+        _check(
+            out[field.name], field, answer.plan.dtype(field), (events,) if length is None else (len(lengths), length)
+        )
     if length is None:
         answer.write({name: values[:events] for name, values in out.items()}, np.cumsum(lengths) - lengths)
         return lengths

@@ -6,15 +6,12 @@ Q distinct chunks; T events of the answer.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from laser.seqvault import pieces, planning
-from laser.seqvault.derived import RecentValues
-from laser.seqvault.cache import ChunkCache
+from laser.seqvault.cache import ChunkCache, Rows
 from laser.seqvault.fetching import fetch_chunks
 from laser.seqvault.filtering import Filter, Matches, match_stops
 from laser.seqvault.held import Held
@@ -33,7 +30,7 @@ class Answer:
         plan: what to read; needs no lock any more.
         layout: fields of an event.
         fields: that are wanted.
-        cache: of decoded chunks; reads that filter do without it.
+        cache: of decoded chunks, and how it holds these; reads that filter, or want derived fields, do without it.
 
     Raises:
         ValueError: when a chunk is damaged; names file and offset.
@@ -41,7 +38,7 @@ class Answer:
     """
 
     def __init__(
-        self, plan: Plan, layout: Layout, fields: Sequence[Field], cache: ChunkCache | None = None
+        self, plan: Plan, layout: Layout, fields: Sequence[Field], cache: tuple[ChunkCache, Rows] | None = None
     ) -> None:
         self.plan, self.layout, self.fields = plan, layout, fields
         self._held: Held | None = None
@@ -80,7 +77,7 @@ class Answer:
         counts = np.concatenate([[0], np.cumsum(kept)])
         return counts[offsets], source[kept]
 
-    def _find_stored(self, wanted: np.ndarray, cache: ChunkCache | None) -> None:
+    def _find_stored(self, wanted: np.ndarray, cache: tuple[ChunkCache, Rows] | None) -> None:
         plan = self.plan
         if plan.where is not None:
             self._walk(plan.where, wanted)
@@ -89,7 +86,7 @@ class Answer:
             self._arena, self._offsets = self._fetch(plan.places)
             self._find_stops(self._arena, self._offsets, self._stop)
         else:
-            self._held = Held(cache, plan, self.layout, self.fields)
+            self._held = Held(*cache, plan, self.layout)
             self._held.find_stops(self._chunk_off, self._by_chunk, self._owner, self._stop)
         pieces.choose_starts(wanted, plan.piece_off, self._start, self._stop, self._stored)
 

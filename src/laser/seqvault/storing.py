@@ -18,7 +18,8 @@ from laser.seqvault.grouping import group_by_user
 from laser.seqvault.index import ENTRY, Index
 from laser.seqvault.layout import Layout
 from laser.seqvault.packing import pack_chunks
-from laser.seqvault.reading import Plan, execute, make_plan
+from laser.seqvault.plan import Plan, make_plan
+from laser.seqvault.reading import execute
 
 BLOCK_EVENTS = 1 << 18
 """Events packed at a time: what bounds the memory of a flush or a compaction."""

@@ -23,6 +23,7 @@ import numpy as np
 from laser.schema import Feature, Schema
 from laser.seqvault import checking
 from laser.seqvault.admission import Admission, Policy
+from laser.seqvault.cache import ChunkCache
 from laser.seqvault.catalog import Catalog
 from laser.seqvault.checking import Problem
 from laser.seqvault.dictionary import DictionaryEntry, coded_fields
@@ -62,6 +63,7 @@ class SeqVault:
         tail_bytes: int,
         maintenance_rate: float | None = None,
         low_water: float = LOW_WATER,
+        cache_bytes: int = 0,
     ) -> None:
         self.path, self.mode = Path(path), mode
         self._lock = threading.RLock()
@@ -73,6 +75,7 @@ class SeqVault:
         self._writer_lock = WriterLock(self.path) if mode == "a" else None
         try:
             self._catalog = Catalog(self.path)
+            self._cache = ChunkCache(cache_bytes, self.layout) if cache_bytes else None
             self._recent = Recent(self.path, self._catalog)
             if mode == "a":
                 read = self.read
@@ -97,6 +100,7 @@ class SeqVault:
         tail_bytes: int = TAIL_BYTES,
         maintenance_rate: float | None = None,
         low_water: float = LOW_WATER,
+        cache_bytes: int = 0,
     ) -> SeqVault:
         """Make an empty vault and open it for writing.
 
@@ -116,6 +120,7 @@ class SeqVault:
             tail_bytes: see ``open``.
             maintenance_rate: see ``open``.
             low_water: see ``open``.
+            cache_bytes: see ``open``.
 
         Raises:
             ValueError: when there is a vault already, or the fields cannot be stored.
@@ -129,7 +134,7 @@ class SeqVault:
             raise ValueError(f"there is a vault at {folder} already; open it, or remove the folder to start again")
         folder.mkdir(parents=True, exist_ok=True)
         manifest.save(folder)
-        return cls(folder, "a", sync, tail_bytes, maintenance_rate, low_water)
+        return cls(folder, "a", sync, tail_bytes, maintenance_rate, low_water, cache_bytes)
 
     @classmethod
     def open(
@@ -141,6 +146,7 @@ class SeqVault:
         tail_bytes: int = TAIL_BYTES,
         maintenance_rate: float | None = None,
         low_water: float = LOW_WATER,
+        cache_bytes: int = 0,
     ) -> SeqVault:
         """Open a vault.
 
@@ -155,13 +161,15 @@ class SeqVault:
             maintenance_rate: bytes a second that the background may copy to reclaim room and keep files few; ``None``
                 for no limit, 0 for no work in the background: checkpoints then happen within appends.
             low_water: share of live bytes below which a segment is rewritten.
+            cache_bytes: memory for decoded histories of users that are read often; 0 for none. Reads that filter or
+                want derived fields do without it.
 
         Raises:
             ValueError: when there is no vault, it is damaged or newer than this release, or another process writes.
         """
         if mode not in ("r", "a"):
             raise ValueError(f"mode is {mode!r}; expected 'r' to read or 'a' to append")
-        return cls(path, mode, sync, tail_bytes, maintenance_rate, low_water)
+        return cls(path, mode, sync, tail_bytes, maintenance_rate, low_water, cache_bytes)
 
     @property
     def layout(self) -> Layout:
@@ -335,7 +343,7 @@ class SeqVault:
             user: its column of users.
             columns: its columns of fields that are not named like them.
             memory_bytes: for events while they are sorted; the longest history must fit.
-            progress: called with a number of rows done, which add up to twice those of the source at most.
+            progress: called with a number of rows read or stored; these add up to twice those of the source.
 
         Returns:
             Events stored.
@@ -420,7 +428,8 @@ class SeqVault:
     def stats(self) -> dict[str, int | float]:
         """Figures about the vault: counts, bytes on disk and in memory."""
         with self._lock:
-            return statistics(self._catalog, self._opened().tail, self.path)
+            found = statistics(self._catalog, self._opened().tail, self.path)
+            return found | (self._cache.stats() if self._cache else {})
 
     def sync(self) -> None:
         """Make everything appended so far durable, whatever the policy.
