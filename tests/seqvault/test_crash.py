@@ -16,41 +16,58 @@ from laser.seqvault import Field, SeqVault
 
 FIELDS = (Field("time", "int64"), Field("item", "uint32"))
 USERS = 8
+FLEETING = 8
+"""A user who is deleted again and again."""
 WRITER = """
 import sys
 import numpy as np
 from laser.seqvault import SeqVault
 
 path, sync = sys.argv[1:]
-with SeqVault.open(path, "a", sync=sync, tail_bytes=20_000) as vault:
-    number = vault.stats()["events"]
+rng = np.random.default_rng()
+rate = [None, 300_000.0, 0][rng.integers(3)]
+with SeqVault.open(path, "a", sync=sync, tail_bytes=20_000, maintenance_rate=rate, low_water=0.9) as vault:
+    number = int(vault.read(np.arange(8)).offsets[-1])
     assert number % 8 == 0
-    rng = np.random.default_rng()
-    print(f"open {number}", flush=True)
+    fleeting = vault.read([8])["time"]
+    begin, end = (int(fleeting[0]), int(fleeting[-1]) + 1) if len(fleeting) else (number, number)
+    print(f"open {number} {begin} {end}", flush=True)
     while True:
-        size = int(rng.choice([8, 8, 64, 800, 140_000]))
+        size = int(rng.choice([8, 8, 8, 64, 800, 140_000], p=[0.3, 0.3, 0.2, 0.1, 0.08, 0.02]))
         times = np.arange(number, number + size)
         vault.append(times % 8, {"time": times, "item": times.astype(np.uint32)})
         number += size
-        print(number, flush=True)
-        if rng.random() < 0.1:
+        if rng.random() < 0.3:
+            vault.append([8], {"time": [end], "item": [end]})
+            end += 1
+        elif rng.random() < 0.1:
+            vault.delete_user(8)
+            begin = end
+        print(number, begin, end, flush=True)
+        if rng.random() < 0.02:
             vault.compact()
-        if rng.random() < 0.1:
+        if rng.random() < 0.3:
             vault.checkpoint()
 """
 
 
-def start_writer(path: Path, sync: str) -> subprocess.Popen:
+def start_writer(path: Path, sync: str) -> tuple[subprocess.Popen, str]:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", WRITER, str(path), sync]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     assert process.stdout is not None
     line = process.stdout.readline()
     assert line.startswith("open"), process.stderr and process.stderr.read()
-    return process
+    return process, line.strip()
 
 
-def assert_oracle(path: Path, acknowledged: int) -> int:
+def assert_fleeting(found: np.ndarray, begin: int, end: int) -> None:
+    """The user has the events from ``begin`` to ``end``, or what one more append or deletion makes of them."""
+    times = found.tolist()
+    assert times in ([], list(range(begin, end)), list(range(begin, end + 1)))
+
+
+def assert_oracle(path: Path, acknowledged: int, fleeting: tuple[int, int] | None = None) -> int:
     """Every user's events are the first so many, in order, once; at least the acknowledged ones; returns how many."""
     with SeqVault.open(path) as vault:
         found = vault.read(np.arange(USERS))
@@ -61,6 +78,8 @@ def assert_oracle(path: Path, acknowledged: int) -> int:
             expected = np.arange(user, total, USERS)
             np.testing.assert_array_equal(found.of(user)["time"], expected)
             np.testing.assert_array_equal(found.of(user)["item"], expected)
+        if fleeting is not None:
+            assert_fleeting(vault.read([FLEETING])["time"], *fleeting)
         assert vault.check() == []
     return total
 
@@ -69,13 +88,14 @@ def kill_repeatedly(path: Path, rounds: int, rng: np.random.Generator) -> int:
     SeqVault.create(path, FIELDS).close()
     total = 0
     for round_ in range(rounds):
-        process = start_writer(path, ("always", "interval", "none")[round_ % 3])
+        process, opened = start_writer(path, ("always", "interval", "none")[round_ % 3])
         time.sleep(float(rng.uniform(0, 0.4)))
         process.send_signal(signal.SIGKILL)
         output, errors = process.communicate()
         assert errors == ""
-        lines = [line for line in output.split("\n")[:-1] if line.isdigit()]
-        total = assert_oracle(path, int(lines[-1]) if lines else total)
+        lines = [line.removeprefix("open ") for line in [opened, *output.split("\n")[:-1]]]
+        acknowledged, *fleeting = map(int, lines[-1].split())
+        total = assert_oracle(path, acknowledged, (fleeting[0], fleeting[1]))
     return total
 
 

@@ -86,6 +86,9 @@ class Recent:
         self.log = log.LogWriter(self.folder, number, self._layout, sequence)
         self._syncer = syncer
         syncer.follow(self.log)
+        # Compiled before the first append: where the disk is too full to cache a kernel, its compilation fails.
+        none = np.empty(0, np.uint64)
+        Tail(self._layout).append(none, self._layout.empty(0), self.catalog.index.table, self.catalog.index.rows)
 
     def append(self, users: np.ndarray, events: dict[str, np.ndarray], lock: threading.RLock) -> None:
         """Log and keep events of the layout's types; one call at a time. ``lock``, the vault's, is held for memory."""
@@ -100,8 +103,12 @@ class Recent:
         assert self.log is not None
         assert self._syncer is not None
         self.log.write(record.kind, len(record.users), payload)
-        with lock:
-            self._apply(record)
+        try:
+            with lock:
+                self._apply(record)
+        except BaseException as error:
+            self.stop(error)  # the log has what memory lacks
+            raise
         self._syncer.wrote()
 
     def pack_one(self, user: int, event: Mapping[str, Any]) -> bytes | None:
