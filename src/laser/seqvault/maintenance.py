@@ -19,7 +19,8 @@ from laser.seqvault.catalog import SEGMENT_BYTES, Block
 from laser.seqvault.index import Index, count_of
 from laser.seqvault.jit import kernel
 from laser.seqvault.manifest import SegmentEntry
-from laser.seqvault.reading import execute, make_plan
+from laser.seqvault.plan import make_plan
+from laser.seqvault.reading import execute
 from laser.seqvault.rewriting import Rewrite
 from laser.seqvault.segment import HEADER_BYTES
 from laser.seqvault.storing import blocks, pack_sorted
