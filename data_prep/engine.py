@@ -157,5 +157,5 @@ def open_engine(name: EngineName, work: Path, budget: Budget, spark_master: str 
 
         return SparkEngine(work, budget, spark_master)
     if spark_master is not None:
-        raise ValueError(f"--spark-master {spark_master} needs --engine spark; the engine is {name}")
+        raise ValueError(f"--spark_master {spark_master} needs --engine spark; the engine is {name}")
     return DuckDBEngine(work, budget)
