@@ -5,52 +5,135 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from laser.schema import Schema
-from laser.seqvault.layout import Layout
-from laser.seqvault.ragged import Ragged
+from laser.schema import FLOAT_DTYPES, INTEGER_DTYPES, Schema
+from laser.seqvault.admission import Policy
+from laser.seqvault.exchange import ColumnNames, open_source, read_pairs
+from laser.seqvault.exporting import export_parquet
+from laser.seqvault.layout import Field
 from laser.seqvault.vault import SeqVault
 
-LOAD_EVENTS = 1 << 20
-"""Events read from a Parquet file at a time."""
+LOG_SECONDS = 10.0
+"""Between two lines of progress where stderr is no terminal."""
 
 
-def create(path: Path, schema: Path) -> None:
-    """Make an empty vault.
+def create(
+    path: Path,
+    fields: dict[str, str] | Path,
+    dictionaries: list[str] | None = None,
+    derived: dict[str, str] | None = None,
+    late: Policy = "keep",
+    duplicates: Policy = "keep",
+) -> None:
+    """Make an empty vault, of a schema's event fields or of fields given by name.
 
     Args:
         path: folder of the vault.
-        schema: a ``schema.json`` whose event fields it stores.
+        fields: a ``schema.json`` whose event fields it stores; or numpy types by name, the timestamp first:
+            '{"time": "int64", "item": "uint32"}'.
+        dictionaries: id fields whose values are kept once; by default those where it pays.
+        derived: fields that follow from an id, each with its id field: '{"author": "item"}'; see set-derived.
+        late: what to do with events older than one their user already has.
+        duplicates: what to do with events that their user already has.
     """
-    SeqVault.create(path, Schema.load(schema)).close()
+    of = Schema.load(fields) if isinstance(fields, Path) else [_field(name, kind) for name, kind in fields.items()]
+    SeqVault.create(path, of, late=late, duplicates=duplicates, dictionaries=dictionaries, derived=derived).close()
     print(f"created {path}")
 
 
-def load(path: Path, files: list[Path], user: str = "user", compact: bool = False) -> None:
-    """Append Parquet files. What was loaded before a failure stays: continue with the files that are missing.
+def _field(name: str, kind: str) -> Field:
+    if kind not in INTEGER_DTYPES + FLOAT_DTYPES:
+        raise ValueError(f"field {name!r} is {kind!r}; expected one of {', '.join(INTEGER_DTYPES + FLOAT_DTYPES)}")
+    return Field(name, kind)
+
+
+def load(
+    path: Path,
+    source: list[Path] | Path,
+    user: str = "user",
+    columns: dict[str, str] | None = None,
+    memory: float = 1.0,
+    compact: bool = False,
+) -> None:
+    """Add the rows of Parquet files in any order, all of them or, if it fails or is killed, none.
 
     Args:
         path: folder of the vault.
-        files: Parquet files with a column per event field and one of users.
+        source: a Parquet file, a folder of such, or a list: '["a.parquet", "b.parquet"]'.
         user: name of the column of user ids.
-        compact: rewrite the vault afterwards, each user's events together.
+        columns: names of columns that are not those of their fields: '{"time": "click_timestamp"}'.
+        memory: GiB for events while they are sorted; more go through temporary files beside the vault.
+        compact: rewrite the vault afterwards, which merges with what was there and compresses older events.
     """
-    from tqdm import tqdm
-
+    if memory <= 0:
+        raise ValueError(f"memory is {memory} GiB; expected more than 0")
     with SeqVault.open(path, "a") as vault:
-        with tqdm(total=_rows(files), unit="event", unit_scale=True, disable=not sys.stderr.isatty()) as progress:
-            for file in files:
-                for users, events in _parquet_batches(file, user, vault.layout):
-                    vault.append(users, events)
-                    progress.update(len(users))
+        rows = open_source(source, ColumnNames.matching(vault.layout, user, columns)).rows
+        start = time.perf_counter()
+        # Every row is read once and stored once, so that half of what is reported is rows.
+        with _progress(2 * (rows or 0), scale=0.5) as bar:
+            stored = vault.load(
+                source, user=user, columns=columns, memory_bytes=int(memory * 2**30), progress=bar.update
+            )
+        seconds = time.perf_counter() - start
+        print(f"{stored} events added to {path} in {seconds:.1f} s, {stored / max(seconds, 1e-9):,.0f} events/s")
         if compact:
             vault.compact()
         print(f"{vault.stats()['events']} events of {vault.stats()['users']} users in {path}")
+
+
+def _progress(total: int, scale: float = 1.0) -> Any:
+    """A bar on stderr with events/s, share and estimate; in a log file a line now and then, none for a short job."""
+    from tqdm import tqdm
+
+    seen = sys.stderr.isatty()
+    pause = 0.1 if seen else LOG_SECONDS
+    return tqdm(
+        total=total or None, unit=" events", unit_scale=scale, mininterval=pause, delay=0 if seen else pause, leave=seen
+    )
+
+
+def export(
+    path: Path,
+    file: Path,
+    users: list[int] | int | None = None,
+    user: str = "user",
+    fields: list[str] | str | None = None,
+) -> None:
+    """Write histories as a Parquet file, users ascending, each one's events by time; load takes it back.
+
+    Args:
+        path: folder of the vault.
+        file: file to write; one that is there is replaced when the new one is complete.
+        users: only these users.
+        user: name of the column of user ids.
+        fields: only these fields.
+    """
+    with SeqVault.open(path) as vault:
+        total = int(vault.lengths(vault.users() if users is None else np.unique(users)).sum())
+        with _progress(total) as bar:
+            written = export_parquet(vault, file, users=users, user=user, fields=fields, progress=bar.update)
+    print(f"{written} events in {file}")
+
+
+def set_derived(path: Path, field: str, file: Path, id_column: str, value_column: str) -> None:
+    """Give a derived field the values of a Parquet file, one row per id.
+
+    Args:
+        path: folder of the vault.
+        field: the field, one that create was given as derived.
+        file: Parquet file.
+        id_column: its column of ids.
+        value_column: its column of values.
+    """
+    with SeqVault.open(path, "a") as vault:
+        ids, values = read_pairs(file, id_column, value_column)
+        vault.set_derived(field, ids, values)
+        print(f"{field} of {len(ids)} ids set in {path}")
 
 
 def append(path: Path, user: int, event: str) -> None:
@@ -73,20 +156,21 @@ def append(path: Path, user: int, event: str) -> None:
 
 def read(
     path: Path,
-    users: list[int],
+    users: list[int] | int,
     before: int | None = None,
     last_n: int | None = None,
-    fields: list[str] | None = None,
+    fields: list[str] | str | None = None,
 ) -> None:
     """Print histories, one JSON object per event.
 
     Args:
         path: folder of the vault.
-        users: user ids.
+        users: a user id, or a list: '[3, 7]'.
         before: only events before this timestamp.
         last_n: at most this many events of each user, the newest.
         fields: only these fields.
     """
+    users = users if isinstance(users, list) else [users]
     with SeqVault.open(path) as vault:
         found = vault.read(users, before=before, last_n=last_n, fields=fields)
     for index, user in enumerate(users):
@@ -148,70 +232,56 @@ def delete_user(path: Path, user: int) -> None:
             print("ids that only this user's events had stay in the vault's dictionaries, without a link to the user")
 
 
-def bench(path: Path, batch_size: int = 256, last_n: int = 1000, seconds: float = 5.0, seed: int = 1) -> None:
+def bench(
+    path: Path,
+    batch_size: int = 256,
+    last_n: int = 1000,
+    fields: list[str] | str | None = None,
+    codes: bool = False,
+    seconds: float = 5.0,
+    seed: int = 1,
+) -> None:
     """Time reads of random users that the vault knows.
 
     Args:
         path: folder of the vault.
         batch_size: users per read.
         last_n: events of each at most.
+        fields: only these fields.
+        codes: return codes in place of the ids of dictionaries.
         seconds: how long.
         seed: of the choice of users.
     """
-    rng, durations, events = np.random.default_rng(seed), [], 0
+    rng, durations, events, size = np.random.default_rng(seed), [], 0, 0
     with SeqVault.open(path) as vault:
         users = vault.users()
         if not len(users):
             raise ValueError(f"the vault at {path} has no users; load events first")
-        vault.read(users[:batch_size], last_n=last_n)
+        chosen = [fields] if isinstance(fields, str) else fields
+        ids: Literal["raw", "codes"] = "codes" if codes else "raw"
+        vault.read(users[:batch_size], last_n=last_n, fields=chosen, ids=ids)
         end = time.perf_counter() + seconds
         while time.perf_counter() < end:
             batch = rng.choice(users, batch_size)
             start = time.perf_counter()
-            found: Ragged = vault.read(batch, last_n=last_n)
+            found = vault.read(batch, last_n=last_n, fields=chosen, ids=ids)
             durations.append(time.perf_counter() - start)
             events += int(found.offsets[-1])
+            size += sum(values.nbytes for values in found.fields.values())
     median, high = np.percentile(durations, [50, 99]) * 1e3
+    total = sum(durations)
     print(
         f"{len(durations)} reads of {batch_size} users: p50 {median:.2f} ms, p99 {high:.2f} ms, "
-        f"{len(durations) * batch_size / sum(durations):,.0f} users/s, {events / sum(durations) / 1e6:.1f} M events/s"
+        f"{len(durations) * batch_size / total:,.0f} users/s, {events / total / 1e6:.1f} M events/s, "
+        f"{size / total / 1e6:,.0f} MB/s"
     )
-
-
-def _rows(files: list[Path]) -> int:
-    import pyarrow.parquet as parquet
-
-    total = 0
-    for file in files:
-        try:
-            total += parquet.read_metadata(file).num_rows
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{file} cannot be read as Parquet ({str(error).splitlines()[0]}); check it") from None
-    return total
-
-
-def _parquet_batches(file: Path, user: str, layout: Layout) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
-    import pyarrow.parquet as parquet
-
-    source = parquet.ParquetFile(file)
-    if missing := [name for name in (user, *layout.names) if name not in source.schema_arrow.names]:
-        raise ValueError(f"{file} has no column {', '.join(missing)}; it has {', '.join(source.schema_arrow.names)}")
-    for batch in source.iter_batches(LOAD_EVENTS, columns=[user, *layout.names]):
-        columns = {}
-        for name in (user, *layout.names):
-            column = batch.column(name)
-            if column.null_count:
-                raise ValueError(f"{file} has {column.null_count} missing values in column {name!r}; fill or drop them")
-            flat = (
-                column.flatten() if name != user and dict(zip(layout.names, layout.fields))[name].length > 1 else column
-            )
-            columns[name] = flat.to_numpy(zero_copy_only=False)
-        yield columns.pop(user), {f.name: columns[f.name].reshape(-1, *f.shape) for f in layout.fields}
 
 
 VERBS: dict[str, Any] = {
     "create": create,
     "load": load,
+    "export": export,
+    "set-derived": set_derived,
     "append": append,
     "read": read,
     "check": check,
@@ -230,5 +300,13 @@ def main(arguments: list[str] | None = None) -> int:
     """
     from jsonargparse import auto_cli
 
-    code: Any = auto_cli(VERBS, args=arguments, prog="laser vault", exit_on_error=False)
+    try:
+        code: Any = auto_cli(VERBS, args=arguments, prog="laser vault", exit_on_error=False)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise ValueError(f"{error.strerror or error} ({error.filename or 'writing'}); the vault is as before") from None
+    except KeyboardInterrupt:
+        print("laser vault: interrupted; the vault has what was committed before", file=sys.stderr)
+        return 130
     return code or 0

@@ -218,5 +218,20 @@ def _group_batches(opened: parquet.ParquetFile, file: Path, group: int, names: C
         yield batch
 
 
+def read_pairs(file: Path, first: str, second: str) -> tuple[np.ndarray, np.ndarray]:
+    """Two columns of a Parquet file.
+
+    Raises:
+        ValueError: when it is no Parquet, lacks a column, or values are missing.
+    """
+    names = ColumnNames(first, {second: second})
+    _open_files([file], names)
+    table = parquet.read_table(file, columns=names.all)
+    for name, column in zip(table.column_names, table.columns):
+        if column.null_count:
+            raise ValueError(f"{file} has {column.null_count} missing values in column {name!r}; fill or drop them")
+    return table[first].to_numpy(), table[second].to_numpy()
+
+
 def _first_line(error: Exception) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -334,7 +334,7 @@ class SeqVault:
     ) -> int:
         """Add the rows of Parquet files or of Arrow data, in any order, all of them or none.
 
-        Rows that need more than ``memory_bytes`` while they are sorted go through temporary files in the vault's folder.
+        Rows that need more than ``memory_bytes`` while they are sorted go through temporary files in its folder.
         Under the vault's policies they count as having arrived in order of time.
 
         Args:
@@ -354,12 +354,12 @@ class SeqVault:
             OSError: when there is no room on the disk.
         """
         from laser.seqvault.exchange import ColumnNames, open_source
-        from laser.seqvault.loading import parts_of
+        from laser.seqvault.loading import by_time, parts_of
 
         writer, names = self._writing(), ColumnNames.matching(self.layout, user, columns)
         opened = open_source(source, names)
         parts = parts_of(opened, self.layout, names, memory_bytes, self.path, progress or (lambda rows: None))
-        return writer.append_parts(parts)
+        return writer.append_parts(by_time(parts, self.layout.names[0]) if self._catalog.selective else parts)
 
     def adopt(self, receipts: Iterable[Receipt]) -> int:
         """Make shards that other processes wrote part of the vault, all of them or none; see ``shards.write_shard``.
