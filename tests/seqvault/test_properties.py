@@ -18,6 +18,8 @@ from tests.seqvault.conftest import FIELDS, Model, assert_history, make_events
 USERS = np.array([0, 1, 2, 2**63, 2**64 - 1], np.uint64)
 IDS = ["item", "category", "delta", "tags"]
 TIMES = st.integers(0, 40)
+CACHE = 60_000
+"""Bytes of the cache: some of the chunks fit, not all."""
 CATEGORIES = st.integers(0, 10)
 DELTAS = st.integers(-600, 600) | st.lists(st.integers(-500, 500), min_size=50)
 
@@ -29,9 +31,9 @@ class VaultMachine(RuleBasedStateMachine):
         self.folder = Path(tempfile.mkdtemp())
         self.coded = self.rng.choice(IDS, 2, replace=False).tolist()
         self.vault = SeqVault.create(
-            self.folder / "vault", FIELDS, dictionaries=self.coded, sync="none", tail_bytes=3000
+            self.folder / "vault", FIELDS, dictionaries=self.coded, sync="none", tail_bytes=3000, cache_bytes=CACHE
         )
-        self.reader = SeqVault.open(self.folder / "vault")
+        self.reader = SeqVault.open(self.folder / "vault", cache_bytes=CACHE)
         self.model = Model()
 
     @rule(count=st.integers(0, 60), low=TIMES, ordered=st.booleans())
@@ -63,14 +65,14 @@ class VaultMachine(RuleBasedStateMachine):
     @rule()
     def reopen(self) -> None:
         self.vault.close()
-        self.vault = SeqVault.open(self.folder / "vault", "a", sync="none", tail_bytes=3000)
+        self.vault = SeqVault.open(self.folder / "vault", "a", sync="none", tail_bytes=3000, cache_bytes=CACHE)
 
     @rule()
     def lose_the_index(self) -> None:
         self.vault.close()
         for file in (self.folder / "vault").glob("*.idx"):
             file.write_bytes(file.read_bytes()[:-1])
-        self.vault = SeqVault.open(self.folder / "vault", "a", sync="none", tail_bytes=3000)
+        self.vault = SeqVault.open(self.folder / "vault", "a", sync="none", tail_bytes=3000, cache_bytes=CACHE)
 
     @rule(moment=st.none() | TIMES, last_n=st.none() | st.integers(0, 30) | st.integers(990, 1010))
     def read(self, moment: int | None, last_n: int | None) -> None:
