@@ -34,6 +34,8 @@ HEADER = struct.Struct("<8sIIQQ32x")
 BLOCK = struct.Struct("<IIQQ")
 MAGIC, BLOCK_MAGIC = b"LASERIDS", 0x4B4C4249
 MOST_IDS = 2**31 - 1
+LOAD = 0.75
+"""Share of the hash table in use at most. With growth by half, a writer needs 14 to 20 bytes for an id of 8."""
 
 
 @dataclass(frozen=True)
@@ -51,32 +53,31 @@ def file_name(position: int) -> str:
 
 
 @kernel
-def _slot(value: Any, bits: int) -> Any:
-    return np.int64((np.uint64(value) * GOLDEN) >> np.uint64(64 - bits))
+def _find(value: Any, ids: np.ndarray, table: np.ndarray) -> Any:
+    """Slot of a value, or the free one where it would go. The table may have any size."""
+    slot = np.int64((((np.uint64(value) * GOLDEN) >> np.uint64(32)) * np.uint64(len(table))) >> np.uint64(32))
+    while table[slot] >= 0 and ids[table[slot]] != value:
+        slot += 1
+        if slot == len(table):
+            slot = 0
+    return slot
 
 
 @kernel
-def _fill(ids: np.ndarray, count: int, table: np.ndarray, bits: int) -> None:
+def _fill(ids: np.ndarray, count: int, table: np.ndarray) -> None:
     table[:] = -1
     for code in range(count):
-        slot = _slot(ids[code], bits)
-        while table[slot] >= 0:
-            slot = (slot + 1) & (len(table) - 1)
-        table[slot] = code
+        table[_find(ids[code], ids, table)] = code
 
 
 @kernel
-def _encode(
-    values: np.ndarray, begin: int, ids: np.ndarray, count: int, table: np.ndarray, bits: int, codes: np.ndarray
-) -> Any:
+def _encode(values: np.ndarray, begin: int, ids: np.ndarray, count: int, table: np.ndarray, codes: np.ndarray) -> Any:
     """Codes of ``values`` from ``begin`` on, new ones added; returns where it stopped for want of room, and the ids."""
     for position in range(begin, len(values)):
         value = values[position]
-        slot = _slot(value, bits)
-        while table[slot] >= 0 and ids[table[slot]] != value:
-            slot = (slot + 1) & (len(table) - 1)
+        slot = _find(value, ids, table)
         if table[slot] < 0:
-            if count == len(ids) or 2 * (count + 1) > len(table):
+            if count == len(ids):
                 return position, count
             ids[count] = value
             table[slot] = count
@@ -96,7 +97,6 @@ class Dictionary:
         self._ids = np.empty(0, field.unsigned)
         self._loaded = True
         self._table: np.ndarray | None = None
-        self._bits = 0
         self._header = HEADER.pack(MAGIC, VERSION, 0, self.position, fingerprint(layout))
         self._header = HEADER.pack(MAGIC, VERSION, crc32c(self._header), self.position, fingerprint(layout))
 
@@ -125,15 +125,15 @@ class Dictionary:
         flat = np.ascontiguousarray(values).reshape(-1).view(self.field.unsigned)
         codes, position = np.empty(len(flat), np.int32), 0
         if self._table is None:
-            self._rehash(len(self.ids))
+            self._rehash(len(self.ids) + len(self.ids) // 8)
         while True:
             assert self._table is not None
-            position, self.count = _encode(flat, position, self._ids, self.count, self._table, self._bits, codes)
+            position, self.count = _encode(flat, position, self._ids, self.count, self._table, codes)
             if position == len(flat):
                 return codes.reshape(values.shape)
             if self.count >= MOST_IDS:
                 raise ValueError(f"{self.path} has {MOST_IDS} ids, the most there can be; create the vault without it")
-            self._rehash(2 * self.count)
+            self._rehash(self.count + self.count // 2)
 
     def _rehash(self, room: int) -> None:
         room = min(max(room, 1024), MOST_IDS)
@@ -141,9 +141,9 @@ class Dictionary:
             grown = np.empty(room, self._ids.dtype)
             grown[: self.count] = self.ids
             self._ids = grown
-        self._bits = (2 * room).bit_length()
-        self._table = np.empty(1 << self._bits, np.int32)
-        _fill(self._ids, self.count, self._table, self._bits)
+        self._table = None  # the old one need not be there beside the new one
+        self._table = np.empty(int(room / LOAD), np.int32)
+        _fill(self._ids, self.count, self._table)
 
     def roll_back(self) -> None:
         """Forget ids that are not durable."""
