@@ -13,6 +13,7 @@ from data_prep.engine import EngineName
 from data_prep.inspection import inspect as inspect_user
 from data_prep.leakage import check_prepared
 from data_prep.pipeline import plain_errors, prepare
+from data_prep.report_page import page_of
 from data_prep.summary import quantiles
 from data_prep.synthetic.command import synthetic
 
@@ -78,7 +79,17 @@ def check(folder: Path) -> None:
     print(f"no leakage found in {found.samples:,} samples, {found.cuts:,} of them read as training reads")
 
 
-VERBS = {"run": run, "check": check, "inspect": inspect_user, "synthetic": synthetic}
+def report(folder: Path) -> None:
+    """Write report.html of a prepared data set again.
+
+    Args:
+        folder: that ``laser-prep run`` wrote.
+    """
+    with plain_errors(folder):
+        print(f"wrote {page_of(folder)}")
+
+
+VERBS = {"run": run, "check": check, "inspect": inspect_user, "report": report, "synthetic": synthetic}
 
 
 def main(arguments: list[str] | None = None) -> int:

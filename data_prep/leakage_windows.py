@@ -60,7 +60,8 @@ def _fault(window: sg.Window, time: str | None, strict: bool) -> str | None:
     function = window.this.this if isinstance(window.this, sg.IgnoreNulls) else window.this
     if isinstance(function, sg.Lag):
         offset = function.args.get("offset")
-        return None if offset is None or (isinstance(offset, sg.Literal) and offset.is_int) else "has an offset that reads ahead"
+        ahead = offset is not None and not (isinstance(offset, sg.Literal) and offset.is_int)
+        return "has an offset that reads ahead" if ahead else None
     if isinstance(function, RANKS):
         return None
     if isinstance(function, sg.Lead | sg.Ntile | sg.PercentRank | sg.CumeDist):

@@ -26,6 +26,7 @@ from data_prep.progress import Stages
 from data_prep.recipe import Recipe
 from data_prep.recipe_file import load_recipe
 from data_prep.rejection import Judgement, judge, write_rejected
+from data_prep.report_page import write_page
 from data_prep.resuming import Parts, belongs, fingerprint
 from data_prep.sources import resolve_raw
 from data_prep.staging import staged
@@ -87,6 +88,7 @@ def prepare(
             shutil.rmtree(parts.work, ignore_errors=True)
         report = complete(report, found, staging)
         write_report(staging / "report.json", report)
+        write_page(staging, report, budget.duckdb_options())
     return report
 
 

@@ -40,7 +40,8 @@ def describe(
         "side_info_known": known,
         "split": {
             "way": recipe.split.way,
-            "users_disjoint": bool(recipe.split.by_value and recipe.split.by_value.users_disjoint),
+            "users_disjoint": bool(recipe.split.by_value and recipe.split.by_value.users_disjoint)
+            or recipe.split.by_user_fold is not None,
         },
         "samples": {split: _describe_split(schema, coded, split) for split in SPLITS},
     }
@@ -76,6 +77,7 @@ def complete(report: dict[str, Any], found: Findings, folder: Path) -> dict[str,
     """The report with history lengths, the outcome of the leakage check and disk use."""
     for split in SPLITS:
         report["samples"][split]["history_length"] = quantiles(found.lengths[split])
+        report["samples"][split]["history_length_powers"] = by_powers(found.lengths[split])
     report["leakage_check"] = {
         "problems": found.problems,
         "samples_checked": found.samples,
@@ -91,6 +93,12 @@ def quantiles(counts: np.ndarray) -> dict[str, float]:
     total = max(int(upto[-1]), 1)
     found = {"mean": float((counts * np.arange(len(counts))).sum() / total)}
     return found | {name: int(np.searchsorted(upto, share * total)) for name, share in QUANTILES.items()}
+
+
+def by_powers(counts: np.ndarray) -> list[int]:
+    """Samples whose length is 0, 1, 2 to 3, 4 to 7 and so on, of counts by length."""
+    place = np.ceil(np.log2(np.arange(len(counts)) + 1)).astype(int)
+    return [int(count) for count in np.bincount(place, counts)]
 
 
 def _bytes(path: Path) -> int:
