@@ -111,6 +111,8 @@ def _read(path: Path, key: str, values: np.ndarray, columns: list[str]) -> pa.Ta
 
 
 def _text(raw: Any) -> str:
+    if raw == float("-inf"):  # of the first bucket, whose raw value is its lower bound
+        return "lowest"
     return f"{raw:g}" if isinstance(raw, float) else str(raw)
 
 

@@ -1,9 +1,10 @@
-"""MovieLens: known counts, a plain reference, and each published layout."""
+"""MovieLens: known counts, a plain reference, compressed and globbed text."""
 
 from __future__ import annotations
 
 import gzip
 import json
+import re
 from collections import defaultdict
 from pathlib import Path
 
@@ -94,49 +95,14 @@ def test_items(movielens):
     assert [row["movie"] for row in items.values()] == list(range(len(items)))
 
 
-LAYOUTS = {
-    "movielens_csv": {
-        "ratings.csv": "userId,movieId,rating,timestamp\n",
-        "movies.csv": 'movieId,title,genres\n3,"Été, L\' (1993)",Comedy|Drama\n5,Nameless,(no genres listed)\n',
-    },
-    "movielens_1m": {"ratings.dat": "", "movies.dat": "3::Été, L' (1993)::Comedy|Drama\n5::Say \"Nameless::Drama\n"},
-    "movielens_100k": {
-        "u.data": "",
-        "u.item": "3|Été, L' (1993)|01-Jan-1993||http://x|0|0|0|0|0|1|0|0|1" + "|0" * 10 + "\n"
-        "5|Nameless||||1" + "|0" * 18 + "\n",
-    },
-}
-DELIMITERS = {"movielens_csv": ",", "movielens_1m": "::", "movielens_100k": "\t"}
-
-
-@pytest.mark.parametrize("name", LAYOUTS)
-def test_layouts(name, tmp_path):
-    """The files as GroupLens writes them: delimiters, headers, encodings, quotes."""
-    raw = tmp_path / "raw"
-    raw.mkdir()
-    ratings, movies = LAYOUTS[name]
-    encoding = "utf-8" if name == "movielens_csv" else "latin-1"
-    rows = [(user, (3, 5, 7)[turn % 3], turn % 5 + 1, 880_000_000 + turn) for user in (1, 2) for turn in range(20)]
-    lines = "".join(DELIMITERS[name].join(map(str, row)) + "\n" for row in rows)
-    (raw / ratings).write_text(LAYOUTS[name][ratings] + lines)
-    (raw / movies).write_text(LAYOUTS[name][movies], encoding=encoding)
-    report = prepare(RECIPES / f"{name}.yaml", tmp_path / "out", raw)
-    assert (report["rows"]["accepted"], report["users"], report["items"]) == (40, 2, 3)
-    assert [report["samples"][split]["samples"] for split in ("train", "val", "test")] == [32, 4, 4]
-    items = pq.read_table(tmp_path / "out/items.parquet").to_pylist()
-    genres = {row["code"]: row["raw"] for row in pq.read_table(tmp_path / "out/ids/genres.parquet").to_pylist()}
-    assert {genres[code] for code in items[1]["genres"] if code} == {"Comedy", "Drama"}
-    assert [row["decade"] for row in items] == [0, 1, 0, 0]
-    assert items[3]["genres"] == [0] * 6
-
-
 def test_compressed_and_globbed_text(tmp_path):
     """Two compressed parts are one log, in the order of their names."""
     raw = tmp_path / "raw"
     raw.mkdir()
-    recipe = (RECIPES / "movielens_csv.yaml").read_text().replace("ratings.csv", '"ratings-*.csv.gz"')
+    text = re.sub(r"^expected:.*\n(?: .*\n)*", "", (RECIPES / "movielens_csv.yaml").read_text(), flags=re.MULTILINE)
+    recipe = text.replace("ratings.csv", '"ratings-*.csv.gz"')
     (tmp_path / "recipe.yaml").write_text(recipe)
-    (raw / "movies.csv").write_text(LAYOUTS["movielens_csv"]["movies.csv"])
+    (raw / "movies.csv").write_text("movieId,title,genres\n100,Nameless,(no genres listed)\n")
     for part in (2, 1):
         lines = "".join(f"1,{part * 100 + turn},{turn % 5 + 1},1000\n" for turn in range(10))
         with gzip.open(raw / f"ratings-{part}.csv.gz", "wt") as file:

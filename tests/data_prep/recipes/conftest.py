@@ -65,7 +65,7 @@ class Prepared:
         return found
 
     def history(self, user: Any, before: int | None = None) -> list[dict[str, Any]]:
-        """Events of a raw user id, oldest first, in raw values (bucketed numbers as codes)."""
+        """Events of a raw user id, oldest first, in raw values (of bucketed numbers the lower bound)."""
         schema = self.schema
         codes = {raw: code for code, raw in self.raw(schema.user.name).items()}
         with SeqVault.open(self.folder / "vault") as vault:
