@@ -23,6 +23,7 @@ from laser.seqvault.exchange import READ_ROWS, ColumnNames, Events, Source, deco
 from laser.seqvault.grouping import group_by_user
 from laser.seqvault.index import GOLDEN
 from laser.seqvault.layout import Layout
+from laser.seqvault.overlap import ahead
 
 MEMORY_BYTES = 1 << 30
 SORT_BYTES = 32
@@ -56,7 +57,7 @@ def parts_of(
     """
     row = _row_type(layout)
     most = memory_bytes // (row.itemsize + SORT_BYTES)
-    coming = (decode(batch, layout, names, place) for batch, place in source.batches)
+    coming = ahead(decode(batch, layout, names, place) for batch, place in source.batches)
     # Pages that are not written to take no memory.
     rows, size = np.empty(most if source.rows is None else min(most, source.rows), row), 0
     for users, events in coming:
@@ -125,4 +126,4 @@ def _spread(rows: np.ndarray, files: list[Any]) -> None:
     order = np.argsort(owner, kind="stable")
     sorted_rows, edges = rows[order], np.searchsorted(owner[order], np.arange(len(files) + 1))
     for file, begin, end in zip(files, edges[:-1], edges[1:]):
-        write_all(file.fileno(), memoryview(sorted_rows[begin:end].view(np.uint8)))
+        write_all(file.fileno(), sorted_rows[begin:end].view(np.uint8).data)

@@ -70,7 +70,8 @@ class Receipt:
             ValueError: when it is not a receipt.
         """
         try:
-            return cls(**{**data, "files": tuple(ShardFile(**file) for file in data["files"])})
+            files = tuple(ShardFile(**file) for file in data["files"])
+            return cls(data["folder"], data["users"], data["events"], files)
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a receipt of a shard: {error}; pass on what write_shard returned") from None
 

@@ -6,6 +6,7 @@ Legend of shape suffixes: U users.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from laser.seqvault.fetching import SegmentFiles
 from laser.seqvault.grouping import group_by_user
 from laser.seqvault.index import ENTRY, Index
 from laser.seqvault.layout import Layout
+from laser.seqvault.overlap import in_threads
 from laser.seqvault.packing import pack_chunks
 from laser.seqvault.plan import Plan, make_plan
 from laser.seqvault.reading import execute
@@ -28,11 +30,16 @@ BLOCK_USERS = 512
 
 
 def pack_events(
-    layout: Layout, index: Index, files: SegmentFiles, users: np.ndarray, events: dict[str, np.ndarray]
+    layout: Layout,
+    index: Index,
+    files: SegmentFiles,
+    users: np.ndarray,
+    events: dict[str, np.ndarray],
+    threads: int = 1,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Pack events of any order, merged with what is stored; yields (words, ``ENTRY`` records) per block of users.
 
-    Events hold codes in the fields that have a dictionary.
+    Events hold codes in the fields that have a dictionary. ``threads`` blocks are packed at a time.
     """
     times = events[layout.names[0]]
     order, distinct, bounds = group_by_user(users, times)
@@ -41,11 +48,13 @@ def pack_events(
     planning.chunks_to_merge(
         distinct, coming, oldest, layout.chunk_events, index.table, index.rows, index.chunks, keep, merged
     )
-    for begin, end in blocks(coming + merged):
-        part = slice(begin, end)
-        own = order[bounds[begin] : bounds[end]]
+
+    def pack(begin: int, end: int) -> tuple[np.ndarray, np.ndarray]:
+        part, own = slice(begin, end), order[bounds[begin] : bounds[end]]
         stored, _ = make_plan(index, files, None, distinct[part], None, merged[part], codes=True)
-        yield _pack_merged(layout, stored, distinct[part], keep[part], coming[part], events, own)
+        return _pack_merged(layout, stored, distinct[part], keep[part], coming[part], events, own)
+
+    yield from in_threads((partial(pack, begin, end) for begin, end in blocks(coming + merged)), threads)
 
 
 def blocks(sizes: np.ndarray) -> Iterator[tuple[int, int]]:

@@ -18,6 +18,7 @@ from laser.seqvault.index import Index
 from laser.seqvault.layout import Layout, user_ids
 from laser.seqvault.lengths import history_lengths
 from laser.seqvault.manifest import Manifest, SegmentEntry
+from laser.seqvault.overlap import usable_threads
 from laser.seqvault.planning import FOREVER
 from laser.seqvault.ragged import Ragged
 from laser.seqvault.recent import Recent
@@ -66,6 +67,7 @@ class Writer:
         self.committing, self._appending = threading.RLock(), threading.RLock()
         self.maintenance: Maintenance | None = None
         self.tail_bytes = tail_bytes
+        self._selective = catalog.selective
         recent.start_writing(syncer)
         if catalog.index_lost:
             self.save_index()
@@ -111,7 +113,8 @@ class Writer:
                     if len(users):
                         stored += len(users)
                         coded = coded_in_turns(events, len(users), ids, self.lock)
-                        yield from pack_events(self._layout, catalog.index, catalog.files, users, coded)
+                        threads = usable_threads()
+                        yield from pack_events(self._layout, catalog.index, catalog.files, users, coded, threads)
 
             try:
                 self.commit(catalog.stage(packed()), ids)
@@ -136,7 +139,7 @@ class Writer:
 
     def append_one(self, user: int, event: Mapping[str, Any]) -> int:
         """See ``SeqVault.append_one``."""
-        payload = None if self.catalog.selective else self.recent.pack_one(user, event)
+        payload = None if self._selective else self.recent.pack_one(user, event)
         if payload is None:
             return self.append([user], {name: [value] for name, value in event.items()})
         with self._appending:
