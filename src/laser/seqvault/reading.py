@@ -176,12 +176,12 @@ class Answer:
         follows = isinstance(field, DerivedField)
         coded = follows or (not plan.codes and field.name in plan.ids)
         ids = plan.ids[field.name] if coded else flat[:0]
-        table = ids if follows else np.broadcast_to(ids, (field.length, len(ids)))
-        for component, ids in enumerate(table):
+        for component in range(field.length):
             column = self.layout.first_column[field.name] + (0 if follows else component)
+            shown = ids[component] if follows else ids
             bad = pieces.unpack_pieces(
                 self._chunk_off, self._by_chunk, self._start, self._stop, dest, self._arena, self._offsets,
-                self._matches.positions, self._matches.begin, column, component, field.length, flat, coded, ids,
+                self._matches.positions, self._matches.begin, column, component, field.length, flat, coded, shown,
             )  # fmt: skip
             if bad >= 0:
                 raise plan.without_id(bad, field)
