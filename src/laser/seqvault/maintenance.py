@@ -32,7 +32,7 @@ MERGED_SEGMENTS = 8
 """So many neighbours of similar size become one segment."""
 MOST_EXTENTS = 3
 """A user whose newest chunk's worth of events lies in more chunks gets them packed anew."""
-STEP_EVENTS = 1 << 21
+STEP_EVENTS = 1 << 18
 """Events packed anew in one step: what bounds how long a checkpoint waits for it."""
 RETRY_SECONDS = 1.0
 
