@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from laser.seqvault.decoding import unpack, unpack_ids
+from laser.seqvault.decoding import unpack, unpack_at, unpack_ids
 from laser.seqvault.index import count_of
 from laser.seqvault.jit import kernel
+
+SPARSE = 4
+"""Matches are unpacked one by one when there are so many times as many events from the first to the last."""
 
 
 @kernel
@@ -137,36 +140,77 @@ def unpack_pieces(
         ids: see ``coded``.
     """
     scratch, share = np.empty(1024, np.uint64), np.empty(1024, dest.dtype)
-    filtered = len(matches) > 0
     for chunk in range(len(offsets)):
-        low, high, users, first = 1 << 20, 0, 0, 0
-        for entry in range(chunk_off[chunk], chunk_off[chunk + 1]):
-            piece = by_chunk[entry]
-            if piece_stop[piece] > piece_start[piece]:
-                low, high = min(low, piece_start[piece]), max(high, piece_stop[piece])
-                users += 1
-                first = piece
+        low, high, users, first = _extent(chunk_off, by_chunk, piece_start, piece_stop, chunk)
         if users == 0 or offsets[chunk] < 0:
             continue
-        own = match_off[chunk]
-        if filtered:
-            low, high = np.int64(matches[own + low]), np.int64(matches[own + high - 1]) + 1
-        alone = users == 1 and not filtered
+        top, sound = offsets[chunk], True
+        alone = users == 1 and len(matches) == 0
         out, at, step = share, 0, 1
         if alone:
             out, at, step = dest, piece_dest[first] * stride + component, stride
-        if coded:
-            if not unpack_ids(arena, offsets[chunk], column, low, high, out, at, step, scratch, ids):
-                return chunk
+        if len(matches) > 0:
+            chosen = matches[match_off[chunk] + low : match_off[chunk] + high]
+            sound = _unpack_matches(arena, top, column, chosen, share, coded, ids, scratch)
+        elif coded:
+            sound = unpack_ids(arena, top, column, low, high, out, at, step, scratch, ids)
         else:
-            unpack(arena, offsets[chunk], column, low, high, out, at, step, scratch)
+            unpack(arena, top, column, low, high, out, at, step, scratch)
+        if not sound:
+            return chunk
         if alone:
             continue
         for entry in range(chunk_off[chunk], chunk_off[chunk + 1]):
             piece = by_chunk[entry]
-            position, step = np.uint64(piece_dest[piece] * stride + component), np.uint64(stride)
+            position = np.uint64(piece_dest[piece] * stride + component)
             for event in range(piece_start[piece], piece_stop[piece]):
-                source = np.int64(matches[own + event]) if filtered else event
-                dest[position] = share[np.uint64(source - low)]
-                position += step
+                dest[position] = share[np.uint64(event - low)]
+                position += np.uint64(stride)
     return -1
+
+
+@kernel
+def _extent(
+    chunk_off: np.ndarray, by_chunk: np.ndarray, piece_start: np.ndarray, piece_stop: np.ndarray, chunk: int
+) -> tuple[int, int, int, int]:
+    """First and last event of a chunk that its pieces want, how many pieces want any, and the last such piece."""
+    low, high, users, found = 1 << 20, 0, 0, 0
+    for entry in range(chunk_off[chunk], chunk_off[chunk + 1]):
+        piece = by_chunk[entry]
+        if piece_stop[piece] > piece_start[piece]:
+            low, high = min(low, piece_start[piece]), max(high, piece_stop[piece])
+            users += 1
+            found = piece
+    return low, high, users, found
+
+
+@kernel
+def _unpack_matches(
+    arena: np.ndarray,
+    top: int,
+    column: int,
+    chosen: np.ndarray,
+    share: np.ndarray,
+    coded: bool,
+    ids: np.ndarray,
+    scratch: np.ndarray,
+) -> bool:
+    """Values of the events at ascending positions ``chosen`` into ``share``; False on a code outside ``ids``."""
+    count, begin = len(chosen), np.int64(chosen[0])
+    end = np.int64(chosen[-1]) + 1
+    if SPARSE * count < end - begin:
+        values = np.empty(count, np.uint64)
+        unpack_at(arena, top, column, chosen, count, values, scratch)
+        for index in range(count):
+            if coded and values[index] >= np.uint64(len(ids)):
+                return False
+            share[index] = ids[values[index]] if coded else values[index]
+        return True
+    if coded:
+        if not unpack_ids(arena, top, column, begin, end, share, 0, 1, scratch, ids):
+            return False
+    else:
+        unpack(arena, top, column, begin, end, share, 0, 1, scratch)
+    for index in range(count):
+        share[index] = share[np.int64(chosen[index]) - begin]
+    return True

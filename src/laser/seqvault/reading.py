@@ -19,7 +19,7 @@ from laser.seqvault.layout import DerivedField, Field, Layout
 from laser.seqvault.plan import Plan
 from laser.seqvault.ragged import Ragged
 
-ROUND = 2
+ROUND = 1
 """Chunks of a request that a filtered read examines at first; each further round takes twice as many."""
 
 
