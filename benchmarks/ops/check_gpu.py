@@ -5,8 +5,9 @@
 Needs torch, Triton and numpy only. Prints a table, full tracebacks of what failed (it goes on), and writes
 ``ops.json`` and ``ops.md`` under ``--out``. Without a GPU it runs the CPU paths in a reduced shape.
 
-Shape W1: B=2048 histories of L=1000 events, width 10, D=128, H=2, bfloat16. Floors: x read once, and pooled and gates
-written, at the rate of a device copy measured in the same run (backward: x, d_pooled and gates read, d_x written).
+Shape W1: B=2048 histories of L=1000 events, width 10, D=128, H=2, bfloat16 (and float32). Floors: x read once and
+pooled written, at the rate of a device copy measured in the same run; with gates, those too (backward: x and d_pooled
+read, d_x written). Kernels are timed over ten calls in a row, so that launching hides behind computing.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from laser.ops.segment_readout import segment_readout
 from laser.ops.segmented_attention import attend, segmented_target_attention
 from laser.ops.segmented_attention import cpu as segmented_cpu
 from laser.ops.segmented_attention import naive as segmented_naive
-from laser.ops.segments import segment_layout
+from laser.ops.segments import SegmentLayout, segment_layout
 from laser.ops.target_attention import naive as target_naive
 from laser.ops.target_attention import segment_softmax_attention
 
@@ -46,12 +47,6 @@ CASES = [
     (torch.bfloat16, 16, 2, 1),
     (torch.float32, 1, 1, 1000),
 ]
-FORWARD_CONFIGS = [
-    (segments, warps, stages)
-    for segments, warps in ((8, 2), (8, 4), (16, 4), (16, 8), (32, 4), (32, 8))
-    for stages in (1, 3)
-]
-BACKWARD_CONFIGS = [(16, 2), (16, 4), (32, 4), (32, 8), (64, 4), (64, 8), (128, 8)]
 
 
 class Report:
@@ -215,8 +210,8 @@ def check_large() -> dict:
     return {"ok": all(same), "elements": x.numel(), "pooled_dx_dquery": same}
 
 
-def milliseconds(work: Callable[[], object], repeats: int = 20) -> tuple[float, float]:
-    """Median and half the interquartile range."""
+def milliseconds(work: Callable[[], object], calls: int = 1, repeats: int = 20) -> tuple[float, float]:
+    """Median and half the interquartile range of one of ``calls`` calls in a row."""
     for _ in range(3 if CUDA else 1):
         work()
     times = []
@@ -225,10 +220,11 @@ def milliseconds(work: Callable[[], object], repeats: int = 20) -> tuple[float, 
             begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             torch.cuda.synchronize()
             begin.record()
-            work()
+            for _ in range(calls):
+                work()
             end.record()
             torch.cuda.synchronize()
-            times.append(begin.elapsed_time(end))
+            times.append(begin.elapsed_time(end) / calls)
         else:
             begin_s = time.perf_counter()
             work()
@@ -238,26 +234,26 @@ def milliseconds(work: Callable[[], object], repeats: int = 20) -> tuple[float, 
     return times[n // 2], (times[(3 * n) // 4] - times[n // 4]) / 2
 
 
-def timed(work: Callable[[], object], floor_ms: float | None = None, **extra: object) -> dict:
+def timed(work: Callable[[], object], floor_ms: float | None = None, calls: int = 1) -> dict:
     if CUDA:
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-    ms, spread = milliseconds(work)
+    ms, spread = milliseconds(work, calls)
     values: dict[str, object] = {"ms": ms, "spread": spread}
     if floor_ms is not None:
         values["of_floor"] = floor_ms / ms
     if CUDA:
         values["extra_MB"] = (torch.cuda.max_memory_allocated() - before) / 2**20
-    return {**values, **extra}
+    return values
 
 
 class W1:
     """The reference shape (reduced on a CPU), with its floors."""
 
-    def __init__(self, copy_bytes_per_ms: float, candidates: int = 1) -> None:
+    def __init__(self, copy_bytes_per_ms: float, candidates: int = 1, dtype: torch.dtype = torch.bfloat16) -> None:
         self.B, self.L = (2048, 1000) if CUDA else (64, 200)
         self.D, self.H, self.width = 128, 2, 10
-        self.dtype = torch.bfloat16 if CUDA else torch.float32
+        self.dtype = dtype if CUDA else torch.float32
         U = self.B // candidates
         torch.manual_seed(0)
         self.x = torch.randn(U * self.L, self.D, device=DEVICE).to(self.dtype).requires_grad_()
@@ -265,14 +261,19 @@ class W1:
         self.bias = torch.full((self.H,), -2.3, device=DEVICE, requires_grad=True)
         self.off = offsets(torch.full((U,), self.L))
         self.history = torch.arange(self.B, device=DEVICE) % U
-        self.layout = segment_layout(self.off, self.history, self.width)
+        self.layout = self.lay_out()
         pooled, self.gate = self.implementation().forward(
             self.x.detach(), self.query.detach(), self.bias.detach(), self.layout
         )
         self.upstream = torch.randn_like(pooled)
         size_x, size_pooled = self.x.nbytes, pooled.nbytes
-        self.forward_floor = (size_x + size_pooled + self.gate.nbytes) / copy_bytes_per_ms
-        self.backward_floor = (2 * size_x + size_pooled + self.gate.nbytes) / copy_bytes_per_ms
+        self.forward_floor = (size_x + size_pooled) / copy_bytes_per_ms
+        self.gates_floor = (size_x + size_pooled + self.gate.nbytes) / copy_bytes_per_ms
+        self.backward_floor = (2 * size_x + size_pooled) / copy_bytes_per_ms
+
+    def lay_out(self) -> SegmentLayout:
+        events = self.implementation().tile_events(self.H, self.D, self.width)
+        return segment_layout(self.off, self.history, self.width, num_rows=len(self.x), tile_events=events)
 
     def implementation(self):
         if not CUDA:
@@ -297,53 +298,27 @@ def copy_rate() -> float:
 def measure_segmented(report: Report, shape: W1, label: str) -> None:
     x, query, bias, layout = shape.x.detach(), shape.query.detach(), shape.bias.detach(), shape.layout
     ours = shape.implementation()
-    report.attempt(
-        f"STA {label} layout (offsets, one sync)",
-        lambda: timed(lambda: segment_layout(shape.off, shape.history, shape.width)),
-    )
-    report.attempt(
-        f"STA {label} forward, kernel on a known layout",
-        lambda: timed(lambda: ours.forward(x, query, bias, layout), shape.forward_floor),
-    )
-    report.attempt(
-        f"STA {label} forward, op on a known layout",
-        lambda: timed(lambda: attend(x, query, bias, layout), shape.forward_floor),
-    )
-    report.attempt(
-        f"STA {label} forward, public op",
-        lambda: timed(
+    keep = not CUDA
+    report.attempt(f"STA {label} layout (offsets, one sync)", lambda: timed(shape.lay_out))
+    for name, work, floor, calls in (
+        ("forward kernel", lambda: ours.forward(x, query, bias, layout, keep_gates=keep), shape.forward_floor, 10),
+        ("forward kernel with gates", lambda: ours.forward(x, query, bias, layout), shape.gates_floor, 10),
+        (
+            "backward kernels",
+            lambda: ours.backward(shape.upstream, x, query, bias, shape.gate, layout),
+            shape.backward_floor,
+            10,
+        ),
+        ("forward, op on a known layout", lambda: attend(x, query, bias, layout), shape.forward_floor, 1),
+        (
+            "forward, public op",
             lambda: segmented_target_attention(x, shape.off, query, bias, shape.history, shape.width),
             shape.forward_floor,
+            1,
         ),
-    )
-    report.attempt(
-        f"STA {label} backward, kernels on a known layout",
-        lambda: timed(lambda: ours.backward(shape.upstream, x, query, shape.gate, layout), shape.backward_floor),
-    )
-    report.attempt(
-        f"STA {label} forward + backward, public op",
-        lambda: timed(shape.forward_backward, shape.forward_floor + shape.backward_floor),
-    )
-
-
-def sweep(report: Report, shape: W1) -> None:
-    from laser.ops.segmented_attention import triton as ours
-
-    x, query, bias, layout = shape.x.detach(), shape.query.detach(), shape.bias.detach(), shape.layout
-    for segments, warps, stages in FORWARD_CONFIGS:
-        config = {"BLOCK_D": 128, "BLOCK_S": segments, "STAGES": stages, "num_warps": warps}
-        report.attempt(
-            f"STA forward sweep S={segments} warps={warps} stages={stages}",
-            lambda config=config: timed(lambda: ours.forward(x, query, bias, layout, config), shape.forward_floor),
-        )
-    for events, warps in BACKWARD_CONFIGS:
-        config = {"BLOCK_D": 128, "BLOCK_E": events, "num_warps": warps}
-        report.attempt(
-            f"STA backward sweep E={events} warps={warps}",
-            lambda config=config: timed(
-                lambda: ours.backward(shape.upstream, x, query, shape.gate, layout, config), shape.backward_floor
-            ),
-        )
+        ("forward + backward, public op", shape.forward_backward, shape.forward_floor + shape.backward_floor, 1),
+    ):
+        report.attempt(f"STA {label} {name}", lambda w=work, f=floor, c=calls: timed(w, f, c))
 
 
 def measure_others(report: Report, copy_bytes_per_ms: float) -> None:
@@ -436,9 +411,9 @@ def measure(report: Report) -> None:
     report.add("device copy", TB_per_s=rate / 1e9)
     shape = W1(rate)
     measure_segmented(report, shape, "W1")
-    if CUDA:
-        sweep(report, shape)
     measure_segmented(report, W1(rate, candidates=8), "W1, 8 candidates a history")
+    if CUDA:
+        measure_segmented(report, W1(rate, dtype=torch.float32), "W1 in float32")
     measure_others(report, rate)
     measure_peers(report, shape)
     if not CUDA:

@@ -17,6 +17,6 @@ def test_every_op_works_here() -> None:
 
 def test_a_broken_kernel_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     right = cpu.forward
-    monkeypatch.setattr(cpu, "forward", lambda *args: tuple(2 * value for value in right(*args)))
+    monkeypatch.setattr(cpu, "forward", lambda *args, **options: tuple(2 * value for value in right(*args, **options)))
     with pytest.raises(AssertionError, match="segmented_attention on cpu differs"):
         kernel_families()["segmented_attention (PyTorch, cpu)"]()

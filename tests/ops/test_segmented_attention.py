@@ -47,7 +47,7 @@ def by(implementation, case: tuple[Tensor, ...], width: int, upstream: Tensor) -
     x_TD, off_U1, query_BHD, bias_H, history_of_B = case
     layout = segment_layout(off_U1, history_of_B, width)
     pooled, gate = implementation.forward(x_TD, query_BHD, bias_H, layout)
-    return [pooled, gate, *implementation.backward(upstream.to(pooled.dtype), x_TD, query_BHD, gate, layout)]
+    return [pooled, gate, *implementation.backward(upstream.to(pooled.dtype), x_TD, query_BHD, bias_H, gate, layout)]
 
 
 def widened(case: tuple[Tensor, ...], dtype: torch.dtype) -> tuple[Tensor, ...]:

@@ -41,21 +41,44 @@ class SegmentLayout:
     sample_off_U1: Tensor
     num_segments: int
     num_events: int
+    most_samples: int
+    """Samples of the history that has most of them, at least."""
+    tile_events: int
+    """Events of a tile, or 0 for a layout without tiles."""
+    tile_off_U1: Tensor
+    history_of_N: Tensor
 
 
-def segment_layout(off_U1: Tensor, history_of_B: Tensor, width: int) -> SegmentLayout:
-    """Lay out the segments of every sample.
+def segment_layout(
+    off_U1: Tensor, history_of_B: Tensor, width: int, *, num_rows: int = 0, tile_events: int = 0
+) -> SegmentLayout:
+    """Lay out the segments of every sample, and with ``tile_events`` the tiles of ``num_rows`` events.
 
-    The two totals size the outputs: on a GPU reading them is the one synchronisation of segmented attention.
+    The totals size the outputs: on a GPU reading them is the one synchronisation of segmented attention.
     """
     length_B = off_U1.diff()[history_of_B]
     seg_off_B1 = offsets((length_B + width - 1) // width)
     event_off_B1 = offsets(length_B)
     order_B = torch.argsort(history_of_B, stable=True)
     sample_off_U1 = torch.searchsorted(history_of_B[order_B], torch.arange(len(off_U1), device=off_U1.device))
-    num_segments, num_events = torch.stack([seg_off_B1[-1], event_off_B1[-1]]).tolist()
+    if tile_events:
+        tile_off_U1, history_of_N = tiles(off_U1, num_rows, tile_events)
+    else:
+        tile_off_U1 = history_of_N = off_U1.new_empty(0)
+    samples_of_U = torch.nn.functional.pad(sample_off_U1.diff(), (0, 1))  # a batch without histories has a maximum, too
+    totals = torch.stack([seg_off_B1[-1], event_off_B1[-1], samples_of_U.max()]).tolist()
     return SegmentLayout(
-        off_U1, history_of_B, width, seg_off_B1, event_off_B1, order_B, sample_off_U1, num_segments, num_events
+        off_U1,
+        history_of_B,
+        width,
+        seg_off_B1,
+        event_off_B1,
+        order_B,
+        sample_off_U1,
+        *totals,
+        tile_events,
+        tile_off_U1,
+        history_of_N,
     )
 
 
@@ -64,17 +87,17 @@ def offsets(count_B: Tensor) -> Tensor:
     return torch.nn.functional.pad(count_B.cumsum(0), (1, 0))
 
 
-def tiles(off_U1: Tensor, num_rows: int, tile: int) -> tuple[Tensor, Tensor, int]:
+def tiles(off_U1: Tensor, num_rows: int, tile: int) -> tuple[Tensor, Tensor]:
     """Cut every history into tiles of at most ``tile`` rows, without reading a size back from the device.
 
     Returns:
-        The first tile of each history [U + 1], the history of each tile [N], and N: an upper bound by at most U.
-        A tile past the last belongs to history U.
+        The first tile of each history [U + 1], and the history of each tile [N], where N is an upper bound by at most
+        U: a tile past the last belongs to history U.
     """
     tile_off_U1 = offsets((off_U1.diff() + tile - 1) // tile)
     bound = len(off_U1) - 1 + num_rows // tile
     history_of_N = torch.searchsorted(tile_off_U1, torch.arange(bound, device=off_U1.device), right=True) - 1
-    return tile_off_U1, history_of_N, bound
+    return tile_off_U1, history_of_N
 
 
 @dataclass(frozen=True)

@@ -61,16 +61,20 @@ def segmented_target_attention(
         ValueError: when shapes or dtypes do not fit each other.
     """
     check(x_TD, off_U1, query_BHD, bias_H, history_of_B, width)
-    layout = segment_layout(off_U1, history_of_B, width)
-    pooled_GHD, gate_EH = attend(x_TD, query_BHD, bias_H, layout)
+    tile_events = _implementation(x_TD).tile_events(*query_BHD.shape[1:], width)
+    layout = segment_layout(off_U1, history_of_B, width, num_rows=len(x_TD), tile_events=tile_events)
+    pooled_GHD, gate_EH = attend(x_TD, query_BHD, bias_H, layout, return_gates=return_gates)
     if return_gates:
         return pooled_GHD, layout.seg_off_B1, gate_EH.detach(), layout.event_off_B1
     return pooled_GHD, layout.seg_off_B1
 
 
-def attend(x_TD: Tensor, query_BHD: Tensor, bias_H: Tensor, layout: SegmentLayout) -> tuple[Tensor, Tensor]:
-    """The op on a layout that is already known: pooled_GHD and gate_EH."""
-    return _forward(x_TD, query_BHD, bias_H, *_flat(layout))
+def attend(
+    x_TD: Tensor, query_BHD: Tensor, bias_H: Tensor, layout: SegmentLayout, *, return_gates: bool = False
+) -> tuple[Tensor, Tensor]:
+    """The op on a layout that is already known: pooled_GHD, and gate_EH, which may be empty unless asked for."""
+    # The CPU's backward reads the gates; Triton's computes them again.
+    return _forward(x_TD, query_BHD, bias_H, return_gates or not use_triton(x_TD), *_flat(layout))
 
 
 def check(x_TD: Tensor, off_U1: Tensor, query_BHD: Tensor, bias_H: Tensor, history_of_B: Tensor, width: int) -> None:
@@ -103,6 +107,10 @@ def _flat(layout: SegmentLayout) -> tuple[Any, ...]:
         layout.sample_off_U1,
         layout.num_segments,
         layout.num_events,
+        layout.most_samples,
+        layout.tile_events,
+        layout.tile_off_U1,
+        layout.history_of_N,
     )
 
 
@@ -111,6 +119,7 @@ def _forward(
     x_TD: Tensor,
     query_BHD: Tensor,
     bias_H: Tensor,
+    keep_gates: bool,
     off_U1: Tensor,
     history_of_B: Tensor,
     width: int,
@@ -120,13 +129,29 @@ def _forward(
     sample_off_U1: Tensor,
     num_segments: int,
     num_events: int,
+    most_samples: int,
+    tile_events: int,
+    tile_off_U1: Tensor,
+    history_of_N: Tensor,
 ) -> tuple[Tensor, Tensor]:
     layout = SegmentLayout(
-        off_U1, history_of_B, width, seg_off_B1, event_off_B1, order_B, sample_off_U1, num_segments, num_events
+        off_U1,
+        history_of_B,
+        width,
+        seg_off_B1,
+        event_off_B1,
+        order_B,
+        sample_off_U1,
+        num_segments,
+        num_events,
+        most_samples,
+        tile_events,
+        tile_off_U1,
+        history_of_N,
     )
     inputs = (x_TD.contiguous(), query_BHD.contiguous(), bias_H.contiguous())
     with torch.autocast(x_TD.device.type, enabled=False):
-        return _implementation(x_TD).forward(*inputs, layout)
+        return _implementation(x_TD).forward(*inputs, layout, keep_gates=keep_gates)
 
 
 @torch.library.custom_op("laser::segmented_attention_backward", mutates_args=())
@@ -134,6 +159,7 @@ def _backward(
     d_pooled_GHD: Tensor,
     x_TD: Tensor,
     query_BHD: Tensor,
+    bias_H: Tensor,
     gate_EH: Tensor,
     off_U1: Tensor,
     history_of_B: Tensor,
@@ -144,11 +170,27 @@ def _backward(
     sample_off_U1: Tensor,
     num_segments: int,
     num_events: int,
+    most_samples: int,
+    tile_events: int,
+    tile_off_U1: Tensor,
+    history_of_N: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     layout = SegmentLayout(
-        off_U1, history_of_B, width, seg_off_B1, event_off_B1, order_B, sample_off_U1, num_segments, num_events
+        off_U1,
+        history_of_B,
+        width,
+        seg_off_B1,
+        event_off_B1,
+        order_B,
+        sample_off_U1,
+        num_segments,
+        num_events,
+        most_samples,
+        tile_events,
+        tile_off_U1,
+        history_of_N,
     )
-    inputs = (d_pooled_GHD.contiguous(), x_TD.contiguous(), query_BHD.contiguous(), gate_EH.contiguous())
+    inputs = (d_pooled_GHD.contiguous(), x_TD.contiguous(), query_BHD.contiguous(), bias_H.contiguous(), gate_EH)
     with torch.autocast(x_TD.device.type, enabled=False):
         return _implementation(x_TD).backward(*inputs, layout)
 
@@ -166,6 +208,7 @@ def _(
     x_TD,
     query_BHD,
     bias_H,
+    keep_gates,
     off_U1,
     history_of_B,
     width,
@@ -175,34 +218,49 @@ def _(
     sample_off_U1,
     num_segments,
     num_events,
+    most_samples,
+    tile_events,
+    tile_off_U1,
+    history_of_N,
 ):
     H, D = query_BHD.shape[1:]
     wide = torch.promote_types(x_TD.dtype, torch.float32)
-    return x_TD.new_empty(num_segments, H, D), x_TD.new_empty(num_events, H, dtype=wide)
+    return x_TD.new_empty(num_segments, H, D), x_TD.new_empty(num_events if keep_gates else 0, H, dtype=wide)
 
 
 @_backward.register_fake
-def _(d_pooled_GHD, x_TD, query_BHD, gate_EH, *layout):
+def _(d_pooled_GHD, x_TD, query_BHD, bias_H, gate_EH, *layout):
     bias_like = gate_EH.new_empty(gate_EH.shape[1])
     return torch.empty_like(x_TD), torch.empty_like(query_BHD), bias_like
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x_TD, query_BHD, bias_H, off_U1, history_of_B, width, *offsets, num_segments, num_events = inputs
+    x_TD, query_BHD, bias_H, _, off_U1, history_of_B, width, *offsets = inputs[:11]
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(x_TD, query_BHD, output[1], off_U1, history_of_B, *offsets)
-    ctx.width, ctx.sizes, ctx.bias_dtype = width, (num_segments, num_events), bias_H.dtype
+    ctx.save_for_backward(x_TD, query_BHD, bias_H, output[1], off_U1, history_of_B, *offsets, *inputs[15:])
+    ctx.width, ctx.sizes = width, inputs[11:15]
 
 
 def _gradients(ctx: Any, d_pooled_GHD: Tensor | None, _d_gate: Tensor | None) -> tuple[Tensor | None, ...]:
     if d_pooled_GHD is None:
-        return (None,) * 12
-    x_TD, query_BHD, gate_EH, off_U1, history_of_B, *offsets = ctx.saved_tensors
+        return (None,) * 17
+    x_TD, query_BHD, bias_H, gate_EH, off_U1, history_of_B, *offsets, tile_off_U1, history_of_N = ctx.saved_tensors
     d_x_TD, d_query_BHD, d_bias_H = _backward(
-        d_pooled_GHD, x_TD, query_BHD, gate_EH, off_U1, history_of_B, ctx.width, *offsets, *ctx.sizes
+        d_pooled_GHD,
+        x_TD,
+        query_BHD,
+        bias_H,
+        gate_EH,
+        off_U1,
+        history_of_B,
+        ctx.width,
+        *offsets,
+        *ctx.sizes,
+        tile_off_U1,
+        history_of_N,
     )
-    return d_x_TD, d_query_BHD, d_bias_H.to(ctx.bias_dtype), *(None,) * 9
+    return d_x_TD, d_query_BHD, d_bias_H.to(bias_H.dtype), *(None,) * 14
 
 
 _forward.register_autograd(_gradients, setup_context=_setup_context)

@@ -15,8 +15,19 @@ from torch import Tensor
 from laser.ops.segments import SegmentLayout, chunks
 
 
-def forward(x_TD: Tensor, query_BHD: Tensor, bias_H: Tensor, layout: SegmentLayout) -> tuple[Tensor, Tensor]:
-    """Pooled segments [G, H, D] in the dtype of x, and gates [E, H] in float32 (float64 for float64 input)."""
+def tile_events(_H: int, _D: int, _width: int) -> int:
+    """Chunks are cut here, so the layout needs no tiles."""
+    return 0
+
+
+def forward(
+    x_TD: Tensor, query_BHD: Tensor, bias_H: Tensor, layout: SegmentLayout, *, keep_gates: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Pooled segments [G, H, D] in the dtype of x, and gates [E, H] in float32 (float64 for float64 input).
+
+    Gates are always kept: ``backward`` reads them.
+    """
+    assert keep_gates
     wide = torch.promote_types(x_TD.dtype, torch.float32)
     H, D = query_BHD.shape[1:]
     query_BHD, bias_H = query_BHD.to(wide), bias_H.to(wide)
@@ -32,7 +43,7 @@ def forward(x_TD: Tensor, query_BHD: Tensor, bias_H: Tensor, layout: SegmentLayo
 
 
 def backward(
-    d_pooled_GHD: Tensor, x_TD: Tensor, query_BHD: Tensor, gate_EH: Tensor, layout: SegmentLayout
+    d_pooled_GHD: Tensor, x_TD: Tensor, query_BHD: Tensor, _bias_H: Tensor, gate_EH: Tensor, layout: SegmentLayout
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x [T, D], query [B, H, D] (each in its dtype) and bias [H] (dtype of the gates)."""
     wide = gate_EH.dtype
