@@ -5,6 +5,7 @@ Codes start at 1 in the order of the raw values; 0 is "unknown". Every id of the
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import reduce
@@ -18,6 +19,7 @@ from data_prep.intake import Intake, log_features, table_features
 from data_prep.quantiles import quantiles
 from data_prep.recipe import Recipe
 from data_prep.recipe_features import FeatureMap
+from data_prep.row_rules import observed
 from data_prep.splits import with_split
 
 RAW = "raw"
@@ -66,7 +68,7 @@ def list_values(table: ir.Table, name: str, feature: FeatureMap, *keep: str) -> 
     if feature.split is None:
         rows = table.select(*keep, **{RAW: value})
     else:
-        split = table.select(*keep, **{RAW: value.cast("string").split(feature.split).unnest()})
+        split = table.select(*keep, **{RAW: value.cast("string").re_split(re.escape(feature.split)).unnest()})
         rows = split.mutate(**{RAW: split[RAW].strip().nullif("")})
         if feature.missing:
             rows = rows.filter(rows[RAW].isnull() | ~rows[RAW].isin(feature.missing))
@@ -137,7 +139,7 @@ def _make_buckets(engine: Engine, recipe: Recipe, intake: Intake, codes: Codes, 
         assert intake.items is not None
         rows = intake.items
     elif name in log_features(recipe):
-        split = with_split(recipe, intake.accepted)
+        split = with_split(recipe, observed(intake.accepted))
         rows = split.filter((split["split"] == "train").coalesce(False))
     else:
         raise ValueError(f"{name!r} has `buckets`; user and item ids cannot be bucketised")

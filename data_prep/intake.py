@@ -20,6 +20,8 @@ from data_prep.recipe import Recipe
 from data_prep.recipe_features import FeatureMap
 from data_prep.recipe_sources import Value
 from data_prep.row_columns import CELL, UNPARSED
+from data_prep.row_rules import follow_rules
+from data_prep.sampling import with_negatives
 from data_prep.sources import read_source
 from data_prep.timestamps import with_ticks
 
@@ -36,7 +38,8 @@ class Intake:
     """All rows: source columns, ``log_row``, ``$user``, ``$item``, ``$timestamp``, ``$label``, one ``$name`` per other
     feature, and ``$reason``, null for rows that are fit."""
     accepted: ir.Table
-    """Fit rows, with ``$target`` and ``$history`` (may it become a sample, an event) and ``$split`` if by value."""
+    """Fit rows that the recipe's rules leave, with ``$target`` and ``$history`` (may it become a sample, an event),
+    ``$split`` if by value, and, if the recipe draws some, negatives, told apart by ``$negative``."""
     items: ir.Table | None
     """Item table: ``$item`` and one ``$name`` per feature."""
 
@@ -63,6 +66,8 @@ def read_log(engine: Engine, recipe: Recipe, raw: Path) -> ir.Table:
         "$item": recipe.item,
         "$label": recipe.label,
     }
+    ids = {"$session": recipe.session, "$request": recipe.request}
+    values |= {name: value for name, value in ids.items() if value is not None}
     values |= {f"${name}": feature for name, feature in log_features(recipe).items()}
     table = read_logs(engine, recipe.log, raw, _log_columns(recipe, values))
     table = with_ticks(table, recipe.timestamp, "$timestamp")
@@ -99,7 +104,10 @@ def accept(engine: Engine, recipe: Recipe, log: ir.Table) -> ir.Table:
         conditions["$split"] = sql_of(recipe.split.by_value)
     flagged = add_columns(fit.drop(UNPARSED, CELL, REASON), conditions)
     flags = {name: flagged[name].cast("boolean").coalesce(False) for name in ("$target", "$history")}
-    return engine.store(ACCEPTED, flagged.mutate(**flags))
+    rows = follow_rules(recipe, flagged.mutate(**flags))
+    if recipe.negatives is not None:
+        rows = with_negatives(engine, recipe.negatives, rows)
+    return engine.store(ACCEPTED, rows)
 
 
 def read_items(engine: Engine, recipe: Recipe, raw: Path) -> ir.Table | None:

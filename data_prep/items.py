@@ -15,6 +15,7 @@ from data_prep.engine import Engine
 from data_prep.intake import Intake
 from data_prep.recipe import Recipe
 from data_prep.recipe_features import FeatureMap
+from data_prep.row_rules import observed
 from laser.schema import Feature, Schema
 
 COUNT, RANK = "count", "rank"
@@ -40,7 +41,7 @@ def write_items(
 
 def _pairs(recipe: Recipe, intake: Intake, codes: Codes, name: str, feature: FeatureMap) -> ir.Table:
     """Rows of ``item`` code, ``code`` and ``rank`` among the item's values, from 0."""
-    table = intake.accepted if feature.from_log else intake.items
+    table = observed(intake.accepted) if feature.from_log else intake.items
     assert table is not None
     rows = list_values(table, name, feature, "$item")
     coded = codes.encode(

@@ -129,7 +129,7 @@ def _check_items(folder: Path, schema: Schema, found: Findings) -> None:
 def _check_splits(samples: ir.Table, schema: Schema, split: dict[str, Any], found: Findings) -> None:
     """Train before validation before test, in the way that the recipe split."""
     user, item, time = schema.user.name, schema.item.name, schema.timestamp.name
-    if split["way"] == "by_value":
+    if split["way"] in ("by_value", "by_user_fold"):
         users = samples.group_by(user).agg(splits=samples["split"].nunique())
         mixed = _count(users.filter(users["splits"] > 1)) if split["users_disjoint"] else 0
         found.add(mixed > 0, f"{mixed} users have samples in more than one split")

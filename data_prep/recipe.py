@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from data_prep.expected import Edition
 from data_prep.recipe_features import FeatureMap
-from data_prep.recipe_rows import Rows
+from data_prep.recipe_rows import Deduplicate, Downsample, Negatives, Rows, Users
 from data_prep.recipe_sources import ItemTable, Join, Log, Timestamp, Value
 from data_prep.recipe_split import Split
 from data_prep.timestamps import check_format
@@ -66,6 +66,18 @@ class Recipe:
     """Rows that become samples."""
     joins: dict[str, Join] = field(default_factory=dict)
     """Tables whose values become columns of the log."""
+    session: Value | None = None
+    """Session of a row: its raw id becomes the sample column ``session``."""
+    request: Value | None = None
+    """Request that the row was part of: its raw id becomes the sample column ``request``."""
+    deduplicate: Deduplicate | None = None
+    """Rows taken out because they repeat another."""
+    users: Users | None = None
+    """Users left out by their number of events. This looks at the whole log, so at the future too."""
+    negatives: Negatives | None = None
+    """Negatives drawn for a log that holds clicks alone."""
+    downsample: Downsample | None = None
+    """Samples with label 0 left out, by chance."""
     max_rejected: float = 0.01
     """Share of rows that may be rejected before the job fails."""
     names: dict[str, str] = field(default_factory=dict)
@@ -91,8 +103,18 @@ class Recipe:
             raise ValueError(f"`item_side.{from_table[0]}` needs an `item_table`, or `from_log: true`")
         _check_logs(self.log)
         _check_joins(self)
+        lacking = set(self.deduplicate.same if self.deduplicate else []) & {"session", "request"}
+        if unnamed := sorted(name for name in lacking if getattr(self, name) is None):
+            raise ValueError(f"`deduplicate.same` has {unnamed[0]!r}, but the recipe names no `{unnamed[0]}`")
         for time in [self.timestamp, *(join.valid_from for join in self.joins.values() if join.valid_from)]:
             check_format(time)
+
+    @property
+    def sample_columns(self) -> list[str]:
+        """Columns of a sample that are no features: stored for reports and losses, unknown to the schema."""
+        found = [name for name in ("session", "request") if getattr(self, name) is not None]
+        found += ["log_q"] if self.negatives else []
+        return found + (["weight"] if self.downsample else [])
 
     def name_of(self, part: str) -> str:
         """Name that ``user``, ``item``, ``timestamp`` or ``label`` bears in the prepared data set."""

@@ -67,6 +67,7 @@ def _build_dataclass(kind: Any, data: Any, where: str) -> Any:
     hints = typing.get_type_hints(kind)
     if not isinstance(data, dict):
         raise ValueError(f"{where} is {'empty' if data is None else repr(data)}; expected keys of {', '.join(hints)}")
+    data = {"on" if key is True else key: value for key, value in data.items()}  # YAML 1.1 reads a bare `on` as true
     for key in data:
         if key not in hints:
             near = difflib.get_close_matches(str(key), hints, n=1)

@@ -60,8 +60,31 @@ class ByTime:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ByUserFold:
+    """Users dealt into folds by a hash of their id, the same whoever else is in the log."""
+
+    folds: int
+    """Number of folds."""
+    validation: list[int]
+    """Folds, counted from 0, of validation users."""
+    test: list[int]
+    """Folds of test users; the rest train."""
+    seed: int = 0
+    """Another seed deals anew."""
+
+    def __post_init__(self) -> None:
+        held_out = [*self.validation, *self.test]
+        if any(not 0 <= fold < self.folds for fold in held_out) or len(set(held_out)) < len(held_out):
+            raise ValueError(f"folds {held_out} must be distinct and lie in 0 ... {self.folds - 1}")
+        if not (self.validation and self.test and len(held_out) < self.folds):
+            raise ValueError(
+                f"of {self.folds} folds, validation {self.validation} and test {self.test} leave a part empty"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Split:
-    """How samples are divided; exactly one of the three."""
+    """How samples are divided; exactly one of the four."""
 
     per_user: PerUser | None = None
     """By each user's own time."""
@@ -69,10 +92,12 @@ class Split:
     """By a value of the row."""
     by_time: ByTime | None = None
     """By two points in time."""
+    by_user_fold: ByUserFold | None = None
+    """By a hash of the user."""
 
     def __post_init__(self) -> None:
-        if sum(way is not None for way in (self.per_user, self.by_value, self.by_time)) != 1:
-            raise ValueError("needs exactly one of `per_user`, `by_value` and `by_time`")
+        if sum(way is not None for way in (self.per_user, self.by_value, self.by_time, self.by_user_fold)) != 1:
+            raise ValueError("needs exactly one of `per_user`, `by_value`, `by_time` and `by_user_fold`")
 
     @property
     def way(self) -> str:

@@ -32,6 +32,8 @@ class Coded:
     """Rows that become history events."""
     samples: dict[str, int]
     """Samples by split."""
+    sample_columns: list[str]
+    """Columns that samples have besides features, as the log has them."""
 
 
 def code_rows(engine: Engine, recipe: Recipe, schema: Schema, intake: Intake, codes: Codes) -> Coded:
@@ -45,6 +47,7 @@ def code_rows(engine: Engine, recipe: Recipe, schema: Schema, intake: Intake, co
     kept = {f"${schema.user.name}": split["$user"], f"${schema.item.name}": split["$item"]}
     kept |= {schema.timestamp.name: split["$timestamp"], schema.label.name: split["$label"]}
     kept |= {f"${name}": split[f"${name}"] for name in in_log}
+    kept |= {name: split[f"${name}"] for name in recipe.sample_columns}
     bare = split.select(**kept, **{LOG_ROW: split[LOG_ROW], "split": split["split"], "$history": split["$history"]})
     rows = engine.store("coded", codes.encode(bare, [schema.user.name, schema.item.name, *in_log]))
     counts = rows.aggregate(
@@ -56,7 +59,7 @@ def code_rows(engine: Engine, recipe: Recipe, schema: Schema, intake: Intake, co
     if empty := [name for name in SPLITS if found[name] == 0]:
         listed = ", ".join(f"{name} {count}" for name, count in found.items())
         raise ValueError(f"split {empty[0]!r} is empty (samples: {listed}); change `split` or `target` in the recipe")
-    return Coded(rows, events, found)
+    return Coded(rows, events, found, recipe.sample_columns)
 
 
 def write_vault(path: Path, engine: Engine, schema: Schema, coded: Coded, advance: Advance) -> None:
@@ -73,11 +76,12 @@ def write_samples(folder: Path, engine: Engine, schema: Schema, coded: Coded, ad
         target = folder / split
         target.mkdir(parents=True)
         rows = coded.rows.filter((coded.rows["split"] == split).coalesce(False))
-        needed = rows.select(*(f.name for f in kept), LOG_ROW)
+        needed = rows.select(*(f.name for f in kept), *coded.sample_columns, LOG_ROW)
         first = 0
         for part, table in enumerate(_parts(engine.batches(needed, [schema.timestamp.name, LOG_ROW]))):
             columns = {"row": np.arange(first, first + len(table), dtype=np.int64)}
             columns |= {f.name: table[f.name].to_numpy().astype(f.dtype) for f in kept}
+            columns |= {name: table[name] for name in coded.sample_columns}
             pq.write_table(pa.table(columns), target / f"part-{part:05d}.parquet", compression="zstd")
             first += len(table)
             advance(len(table))
