@@ -1,5 +1,6 @@
 # Two commands do all set-up: `make demo` (raw log in, trained and evaluated model out) and `make test`.
 PYTHON ?= python3
+EXTRAS ?= dev
 ACCELERATOR ?= $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 TORCH := 2.13.0
 FBGEMM := 1.8.0
@@ -25,7 +26,7 @@ $(STAMP): pyproject.toml constraints.txt Makefile
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if v in ((3, 11), (3, 12)) else f"LASER needs Python 3.11 or 3.12, found {v[0]}.{v[1]}: run make PYTHON=python3.11")'
 	$(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install -q -c constraints.txt torch==$(TORCH) $(FBGEMM_PACKAGE)
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[$(EXTRAS)]'
 	$(BIN)/python -m pip install -q -c constraints.txt --no-deps torchrec==$(TORCHREC)
 	@touch $@
 
