@@ -45,7 +45,7 @@ def over_time(found: OverTime, seconds_per_tick: float, calendar: bool) -> str:
 
     def draw(rate: Axes, volume: Axes) -> None:
         for index, (split, points) in enumerate(found.items()):
-            times = [_moment(point[0] * seconds_per_tick) if calendar else point[0] for point in points]
+            times = [moment(point[0] * seconds_per_tick) if calendar else point[0] for point in points]
             look = {"color": COLOURS[index], "linestyle": STYLES[index], "marker": "osD"[index], "markersize": 3}
             rate.plot(times, [100 * point[2] for point in points], label=split, **look)  # pyrefly: ignore
             volume.plot(times, [point[1] for point in points], label=split, **look)  # pyrefly: ignore
@@ -54,11 +54,14 @@ def over_time(found: OverTime, seconds_per_tick: float, calendar: bool) -> str:
         for axes in (rate, volume):
             axes.legend(fontsize=9)
             axes.tick_params(axis="x", rotation=30)
+            for tick in axes.get_xticklabels():
+                tick.set_horizontalalignment("right")
 
     return _drawn(draw, 2, 3.0)
 
 
-def _moment(seconds: float) -> datetime.datetime:
+def moment(seconds: float) -> datetime.datetime:
+    """The date and time (UTC) so many seconds after 1970 began."""
     return datetime.datetime(1970, 1, 1) + datetime.timedelta(seconds=seconds)
 
 

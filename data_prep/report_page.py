@@ -48,7 +48,13 @@ def write_page(folder: Path, report: dict[str, Any], options: Mapping[str, Any])
     """
     schema = Schema.load(folder / "schema.json")
     facts = Facts(folder, schema, options)
-    sections = [_summary(report), _clicks(facts, schema), _histories(report), _coverage(facts, report), _drift(facts)]
+    sections = [
+        _summary(report, schema),
+        _clicks(facts, schema),
+        _histories(report),
+        _coverage(facts, report),
+        _drift(facts),
+    ]
     sections += [_side_info(report), _rejected(facts, report), _disk(report)]
     source = importlib.resources.files("data_prep").joinpath("report_template.html").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
@@ -71,7 +77,7 @@ def page_of(folder: Path) -> Path:
     return write_page(folder, report, {})
 
 
-def _summary(report: dict[str, Any]) -> Section:
+def _summary(report: dict[str, Any], schema: Schema) -> Section:
     section = Section("Summary")
     rows, check = report["rows"], report["leakage_check"]
     refused = sum(rows["rejected"].values())
@@ -85,16 +91,26 @@ def _summary(report: dict[str, Any]) -> Section:
         ("leakage check", "; ".join(check["problems"]) or f"nothing found in {check['samples_checked']:,} samples"),
     ]
     section.table(["", ""], [list(fact) for fact in facts])
-    head = ["split", "samples", "click rate", "first timestamp", "last timestamp"]
+    calendar = schema.timestamp_unit != "step"
+
+    def when(time: int) -> str:
+        moment = figures.moment(time * schema.seconds_per_tick)
+        return f"{moment:%Y-%m-%d %H:%M:%S}" if calendar else f"{time:,}"
+
+    head = [
+        "split",
+        "samples",
+        "click rate",
+        *(f"{end} ({'UTC' if calendar else 'step'})" for end in ("first", "last")),
+    ]
     found = report["samples"]
     section.table(
         head,
         [
-            [split, f"{part['samples']:,}", _percent(part["label_share"]), str(part["first"]), str(part["last"])]
+            [split, f"{part['samples']:,}", _percent(part["label_share"]), when(part["first"]), when(part["last"])]
             for split, part in found.items()
         ],
     )
-    section.notes.append(f"Timestamps count in {report['timestamp_unit']}.")
     return section
 
 
