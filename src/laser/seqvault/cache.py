@@ -16,6 +16,7 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import accumulate
 
 import numpy as np
@@ -60,12 +61,12 @@ class Rows:
     fields: tuple[Field, ...]
     dtypes: tuple[np.dtype, ...]
 
-    @property
+    @cached_property
     def widths(self) -> list[int]:
         """Bytes per event of each field."""
         return [dtype.itemsize * field.length for field, dtype in zip(self.fields, self.dtypes)]
 
-    @property
+    @cached_property
     def begin(self) -> list[int]:
         """Bytes per event of the fields before each."""
         return list(accumulate(self.widths, initial=0))[:-1]

@@ -6,10 +6,11 @@ Legend of shape suffixes: R requests; L events that a padded row holds; T events
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
+from laser.seqvault.jit import kernel
 from laser.seqvault.layout import Field
 from laser.seqvault.reading import Answer
 
@@ -57,12 +58,20 @@ def write_out(answer: Answer, out: Mapping[str, np.ndarray], length: int | None,
         return lengths
     begin = np.arange(len(lengths)) * length + (length - lengths if align == "right" else 0)
     answer.write(out, begin)
-    place = np.arange(length)
-    empty = place < (length - lengths)[:, None] if align == "right" else place >= lengths[:, None]
-    if empty.any():
-        for field in answer.fields:
-            out[field.name][empty] = fill
+    for field in answer.fields:
+        flat = out[field.name].reshape(len(lengths), length * field.length)
+        _fill_rest(flat, lengths * field.length, align == "right", flat.dtype.type(fill))
     return lengths
+
+
+@kernel
+def _fill_rest(rows: np.ndarray, lengths: np.ndarray, right: bool, fill: Any) -> None:
+    for row in range(len(lengths)):
+        used = lengths[row]
+        if right:
+            rows[row, : rows.shape[1] - used] = fill
+        else:
+            rows[row, used:] = fill
 
 
 def _check(values: np.ndarray, field: Field, dtype: np.dtype, shape: tuple[int, ...]) -> None:
