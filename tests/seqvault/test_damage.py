@@ -88,6 +88,20 @@ def test_log_garbled_at_every_byte_is_never_misread(tmp_path: Path, sync: str) -
             assert times_of(tmp_path / "vault") == list(range(2 * whole)), offset
 
 
+def test_log_of_single_events_cut_or_garbled_at_every_byte_keeps_what_precedes(path: Path) -> None:
+    with SeqVault.create(path, SMALL, sync="none") as vault:
+        (log,) = path.glob("*.wal")
+        for number in range(5):
+            vault.append_one(1, {"time": number, "item": number})
+        data = log.read_bytes()
+    size = (len(data) - FILE.size) // 5
+    for offset in range(FILE.size, len(data)):
+        whole = (offset - FILE.size) // size
+        for changed in (data[:offset], data[:offset] + bytes([data[offset] ^ 0x41]) + data[offset + 1 :]):
+            log.write_bytes(changed)
+            assert times_of(path) == list(range(whole)), offset
+
+
 def test_missing_log_between_others_is_noticed(path: Path) -> None:
     for step in range(3):
         with SeqVault.create(path, SMALL) if step == 0 else SeqVault.open(path, "a") as vault:

@@ -150,7 +150,7 @@ class Tail:
         self.users[self.size : stop] = users
         for name, values in events.items():
             self.events[name][self.size : stop] = values
-        times, position = events[self.layout.names[0]], 0
+        users, times, position = np.ascontiguousarray(users), np.ascontiguousarray(events[self.layout.names[0]]), 0
         while True:
             position = _insert(users, times, position, self.size, self.slots, self.used, self.previous, table, rows)
             if position == len(users):
