@@ -24,6 +24,7 @@ from data_prep.splits import with_split
 
 RAW = "raw"
 CODE = "code"
+BLANKS = r"^\s+|\s+$"
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,8 @@ def list_values(table: ir.Table, name: str, feature: FeatureMap, *keep: str) -> 
         rows = table.select(*keep, **{RAW: value})
     else:
         split = table.select(*keep, **{RAW: value.cast("string").re_split(re.escape(feature.split)).unnest()})
-        rows = split.mutate(**{RAW: split[RAW].strip().nullif("")})
+        # A plain strip names its characters in a way that Spark reads differently.
+        rows = split.mutate(**{RAW: split[RAW].re_replace(BLANKS, "").nullif("")})
         if feature.missing:
             rows = rows.filter(rows[RAW].isnull() | ~rows[RAW].isin(feature.missing))
     return rows.filter(rows[RAW].notnull())

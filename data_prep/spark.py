@@ -180,11 +180,11 @@ class SparkEngine(Engine):
         from pyspark.sql import functions as f
 
         names = pq.read_schema(files[0]).names if files else []
-        before, offsets = start, []
+        before, offsets = start, {}
         for path in files:
-            offsets.append((os.path.abspath(path), before))
+            offsets[os.path.abspath(path)] = before
             before += pq.read_metadata(path).num_rows
-        lookup = self.session.createDataFrame(offsets, "`$file` string, `$before` long")
+        lookup = self.session.createDataFrame(pa.table({"$file": list(offsets), "$before": list(offsets.values())}))
         # Spark names a file by its address: %20 for a blank, but + for itself.
         address = f.regexp_replace(f.col("_metadata.file_path"), r"\+", "%2B")
         path = f.regexp_replace(f.url_decode(address), "^file:/+", "/")
