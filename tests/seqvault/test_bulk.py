@@ -211,6 +211,8 @@ def test_export_is_cut_into_batches_and_sorted(
         assert out.column_names == ["who", "time"]
         who, at = out["who"].to_numpy(), out["time"].to_numpy()
         np.testing.assert_array_equal(np.lexsort((at, who)), np.arange(4000))
+        some = pa.Table.from_batches(list(export_batches(vault, users=[7, 3, 7])))["user"].to_numpy()
+        np.testing.assert_array_equal(some, np.repeat([3, 7], vault.lengths([3, 7])))
         with pytest.raises(ValueError, match="cannot be called 'time'"):
             list(export_batches(vault, user="time"))
         with pytest.raises(ValueError, match="give the name of a file"):
