@@ -17,6 +17,8 @@ from laser.seqvault.recovery import LogFollower
 from laser.seqvault.segment import HEADER_BYTES, TRAILER, Segment
 
 BATCH_CHUNKS = 1024
+ATTEMPTS = 8
+"""Times that a vault is examined which changes meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +34,20 @@ class Problem:
 
 def check_folder(folder: Path) -> list[Problem]:
     """Problems of the vault in ``folder``, from its files alone; empty when all is well."""
+    for _ in range(ATTEMPTS):
+        try:
+            manifest = Manifest.load(folder)
+        except ValueError as error:
+            return [Problem(folder, str(error))]
+        problems = _problems(folder, manifest)
+        # A writer may have replaced, and removed, what the manifest named.
+        if not problems or Manifest.load(folder).generation == manifest.generation:
+            break
+    return problems
+
+
+def _problems(folder: Path, manifest: Manifest) -> list[Problem]:
     problems: list[Problem] = []
-    try:
-        manifest = Manifest.load(folder)
-    except ValueError as error:
-        return [Problem(folder, str(error))]
     rebuilt, ids = Index(), _check_dictionaries(folder, manifest, problems)
     for position in range(len(manifest.segments) + 1):
         if manifest.snapshot and position == manifest.snapshot_segments:
@@ -52,7 +63,7 @@ def check_folder(folder: Path) -> list[Problem]:
                 problems.append(Problem(path, str(error)))
     try:
         LogFollower(folder, manifest).catch_up(lambda record: None)
-    except ValueError as error:
+    except (ValueError, FileNotFoundError) as error:
         problems.append(Problem(folder, str(error)))
     return problems
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from laser.seqvault.catalog import Catalog
-from laser.seqvault.index import find_row
+from laser.seqvault.index import find_row, words_of
+from laser.seqvault.jit import kernel
 from laser.seqvault.tail import Tail
 
 
@@ -13,7 +18,8 @@ def statistics(catalog: Catalog, tail: Tail, folder: Path) -> dict[str, int | fl
     """Counts, bytes on disk and in memory, and amplifications.
 
     ``space_amplification`` is bytes in segments over bytes of chunks still in use; ``write_amplification`` is bytes of
-    segments written since opening over those still in use.
+    segments written since opening over those still in use. ``hot_bytes`` are each user's newest chunk, ``cold_bytes``
+    the older ones, both without dead chunks; extents are chunks.
     """
     index = catalog.index
     live = int(index.live.sum()) * 8
@@ -22,15 +28,23 @@ def statistics(catalog: Catalog, tail: Tail, folder: Path) -> dict[str, int | fl
     users, ids = len(index.users), catalog.files.ids
     dictionary_bytes = sum(entry.bytes for entry in catalog.manifest.dictionaries)
     stored = int(index.used[3])
+    newest, older, chunks, most = _tiers(index.rows, int(index.used[0]), index.chunks)
     return {
-        "users": users + _new_users(catalog, tail),
+        "users": users + int(_new_users(tail.slots, index.table, index.rows)),
         "events": stored + recent,
         "events_in_segments": stored,
         "events_in_memory": recent,
         "segments": len(catalog.manifest.segments),
         "segment_bytes": segments,
         "live_bytes": live,
-        "log_bytes": sum(path.stat().st_size for path in folder.glob("*.wal")),
+        "live_share": live / segments if segments else 1.0,
+        "hot_bytes": newest * 8,
+        "cold_bytes": older * 8,
+        "chunks": chunks,
+        "extents_per_user": chunks / users if users else 0.0,
+        "most_extents": most,
+        "log_bytes": _log_bytes(folder),
+        "tail_bytes": tail.nbytes,
         "dictionaries": len(ids.by_field),
         "ids": sum(dictionary.count for dictionary in ids.by_field.values()),
         "dictionary_bytes": dictionary_bytes,
@@ -44,9 +58,39 @@ def statistics(catalog: Catalog, tail: Tail, folder: Path) -> dict[str, int | fl
     }
 
 
-def _new_users(catalog: Catalog, tail: Tail) -> int:
-    index, count = catalog.index, 0
-    for user in tail.slots["user"][tail.slots["count"] > 0]:
-        row = find_row(index.table, index.rows, user)
-        count += row < 0 or index.rows[row]["head"] < 0
-    return int(count)
+@kernel
+def _new_users(slots: np.ndarray, table: np.ndarray, rows: np.ndarray) -> int:
+    """Users of the tail that no segment has."""
+    count = 0
+    for slot in range(len(slots)):
+        if slots[slot].count > 0:
+            row = find_row(table, rows, slots[slot].user)
+            count += row < 0 or rows[row].head < 0
+    return count
+
+
+@kernel
+def _tiers(rows: np.ndarray, num_rows: int, chunks: np.ndarray) -> Any:
+    """Words of users' newest chunks, words of older ones, chunks, and the most that one user has."""
+    newest, older, total, most = 0, 0, 0, 0
+    for row in range(num_rows):
+        chunk, extents = rows[row].head, 0
+        while chunk >= 0:
+            if extents == 0:
+                newest += words_of(chunks[chunk].place)
+            else:
+                older += words_of(chunks[chunk].place)
+            extents += 1
+            chunk = chunks[chunk].older
+        total += extents
+        most = max(most, extents)
+    return newest, older, total, most
+
+
+def _log_bytes(folder: Path) -> int:
+    """Bytes of all logs; the background may remove one meanwhile."""
+    total = 0
+    for path in folder.glob("*.wal"):
+        with contextlib.suppress(FileNotFoundError):
+            total += path.stat().st_size
+    return total
