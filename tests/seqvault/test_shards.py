@@ -159,3 +159,15 @@ def test_ids_that_a_given_dictionary_lacks_are_refused(path: Path) -> None:
         vault.checkpoint()
         vault.adopt([write_shard(path, batches_of(users, events), name="a")])
         np.testing.assert_array_equal(vault.read([2])["item"], vault.read([102])["item"])
+
+
+def test_a_dictionary_chosen_meanwhile(path: Path, rng: np.random.Generator) -> None:
+    users, events = sorted_events(np.random.default_rng(3), np.arange(40) % 4)
+    often = make_events(rng, 40_000) | {"item": rng.choice(rng.integers(0, 2**60, 99), 40_000).astype(np.uint64)}
+    with SeqVault.create(path, FIELDS) as vault:
+        receipt = write_shard(path, batches_of(users, events), name="a")
+        vault.append(np.arange(40_000) % 500 + 100, often)
+        with pytest.raises(ValueError, match=r"dictionaries were \[\], now they are \['item'\]; write it again"):
+            vault.adopt([receipt])
+        assert vault.stats()["dictionaries"] == 1
+        assert vault.check() == []

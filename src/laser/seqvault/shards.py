@@ -54,6 +54,8 @@ class Receipt:
 
     folder: str
     """Name under ``shards/``."""
+    coded: tuple[str, ...]
+    """Fields of which it holds codes: those that had a dictionary when it was written."""
     users: int
     events: int
     files: tuple[ShardFile, ...]
@@ -71,7 +73,7 @@ class Receipt:
         """
         try:
             files = tuple(ShardFile(**file) for file in data["files"])
-            return cls(data["folder"], data["users"], data["events"], files)
+            return cls(data["folder"], tuple(data["coded"]), data["users"], data["events"], files)
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a receipt of a shard: {error}; pass on what write_shard returned") from None
 
@@ -105,7 +107,7 @@ def write_shard(
     names = ColumnNames.matching(layout, user, columns)
     decoded = (decode(batch, layout, names, place) for batch, place in open_source(batches, names).batches)
     ids = Dictionaries(Path(vault), layout, manifest.dictionaries)
-    shard = _ShardWriter(Path(vault) / SHARDS / f"{name}-{uuid.uuid4().hex[:12]}", layout)
+    shard = _ShardWriter(Path(vault) / SHARDS / f"{name}-{uuid.uuid4().hex[:12]}", layout, sorted(ids.by_field))
     try:
         for users, events in _whole_users(decoded, layout):
             shard.write(users, _coded(ids, events))
@@ -171,8 +173,8 @@ def _coded(ids: Dictionaries, events: Events) -> Events:
 
 
 class _ShardWriter:
-    def __init__(self, folder: Path, layout: Layout) -> None:
-        self.folder, self._layout = folder, layout
+    def __init__(self, folder: Path, layout: Layout, coded: list[str]) -> None:
+        self.folder, self._layout, self._coded = folder, layout, tuple(coded)
         self._open: SegmentWriter | None = None
         self._files: list[ShardFile] = []
         self._users = self._events = 0
@@ -199,7 +201,7 @@ class _ShardWriter:
     def finish(self) -> Receipt:
         """Make everything durable."""
         self._close()
-        return Receipt(self.folder.name, self._users, self._events, tuple(self._files))
+        return Receipt(self.folder.name, self._coded, self._users, self._events, tuple(self._files))
 
 
 class Shards:
@@ -211,8 +213,10 @@ class Shards:
 
     def __init__(self, vault: Path, layout: Layout, receipts: Iterable[Receipt]) -> None:
         self._parts: list[tuple[Segment, np.ndarray]] = []
+        self._coded: dict[str, tuple[str, ...]] = {}
         users = [np.empty(0, np.uint64)]
         for receipt in receipts:
+            self._coded[receipt.folder] = receipt.coded
             directories = [self._examine(vault / SHARDS / receipt.folder, layout, n, f) for n, f in _numbered(receipt)]
             if directories:
                 users.append(np.unique(np.concatenate(directories)["user"]))
@@ -221,6 +225,15 @@ class Shards:
         if (counts > 1).any():
             user = self.users[np.argmax(counts > 1)]
             raise ValueError(f"user {user} is in more than one shard; give each shard users of its own, and adopt once")
+
+    def require_coded(self, ids: Dictionaries) -> None:
+        """Raise a ValueError unless all shards hold codes in just the fields that have a dictionary."""
+        for folder, coded in self._coded.items():
+            if list(coded) != sorted(ids.by_field):
+                raise ValueError(
+                    f"shard {folder} was written when the fields with dictionaries were {list(coded)}, now they are "
+                    f"{sorted(ids.by_field)}; write it again, and append or compact only after adopting it"
+                )
 
     def _examine(self, folder: Path, layout: Layout, number: int, file: ShardFile) -> np.ndarray:
         try:

@@ -135,6 +135,7 @@ class Writer:
                     f"user {shards.users[first]} of a shard has {present[first]} events in {catalog.folder} already; "
                     f"write shards of new users only, or load these events instead"
                 )
+            shards.require_coded(catalog.files.ids)
             self.commit(catalog.stage(shards.blocks()), catalog.files.ids)
 
     def append_one(self, user: int, event: Mapping[str, Any]) -> int:
