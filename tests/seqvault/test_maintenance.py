@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from laser.seqvault import Field, SeqVault
+from laser.seqvault.rewriting import Rewrite
 from laser.seqvault.segment import file_name
 from tests.seqvault.conftest import FIELDS, Model, make_events
 
@@ -77,6 +78,29 @@ def test_deleted_users_stay_deleted_when_their_segments_are_rewritten(path: Path
         assert vault.check() == []
     with SeqVault.open(path) as vault:
         model.compare(vault, users)
+
+
+def test_a_rewritten_segment_still_says_who_was_deleted(path: Path) -> None:
+    with SeqVault.create(path, SMALL, maintenance_rate=0) as vault:
+        vault.append([1, 1, 2], small(np.arange(3)))
+        vault.checkpoint()
+        vault.delete_user(1)
+        vault.append([3], small(np.arange(1)))
+        vault.checkpoint()
+        writer = vault._writing()
+        catalog = writer.catalog
+        run = catalog.manifest.segments[1:]
+        opened = [catalog.files.segments[entry.slot] for entry in run]
+        rewrite = Rewrite(run, opened, catalog.index, first_of_all=False, breathe=lambda copied: None)
+        writer.replace_run(rewrite, catalog.stage(rewrite.blocks()))
+        assert vault.read([1, 2, 3]).lengths.tolist() == [0, 1, 1]
+        assert vault.check() == []
+    for index in path.glob("*.idx"):
+        index.unlink()
+    with pytest.warns(UserWarning, match="rebuilt from the segments"):
+        vault = SeqVault.open(path)
+    with vault:
+        assert vault.read([1, 2, 3]).lengths.tolist() == [0, 1, 1]
 
 
 def test_a_reader_keeps_segments_that_have_been_replaced(path: Path, rng: np.random.Generator) -> None:
