@@ -13,17 +13,20 @@ from tests.seqvault.conftest import FIELDS, Model, make_events
 USERS = np.array([3, 1, 2, 9])
 
 
-def filled(path: Path, rng: np.random.Generator, **options: object) -> SeqVault:
+def filled(path: Path, rng: np.random.Generator, ordered: bool = True, **options: object) -> SeqVault:
     """Three users with several chunks, a part of the events in segments, a part in memory."""
     vault = SeqVault.create(path, FIELDS, **options)
     for step, size in enumerate((9000, 700, 80)):
         events = make_events(rng, size, 10**6 * step, 10**6 * (step + 1))
+        if ordered:
+            events["time"].sort()
         vault.append(rng.integers(1, 4, size), events | {"item": events["item"] % np.uint64(40)})
         if step < 2:
             vault.checkpoint()
     return vault
 
 
+@pytest.mark.parametrize("ordered", [True, False])
 @pytest.mark.parametrize("dictionaries", [(), ("item", "category", "delta")])
 @pytest.mark.parametrize(
     "where",
@@ -37,9 +40,9 @@ def filled(path: Path, rng: np.random.Generator, **options: object) -> SeqVault:
     ],
 )
 def test_filtered_reads_equal_filtering_afterwards(
-    path: Path, rng: np.random.Generator, where: dict, dictionaries: tuple
+    path: Path, rng: np.random.Generator, where: dict, dictionaries: tuple, ordered: bool
 ) -> None:
-    with filled(path, rng, dictionaries=dictionaries) as vault:
+    with filled(path, rng, ordered, dictionaries=dictionaries) as vault:
         for before in (None, 500_000, np.array([2_500_000, 1_000_100, 10, 5])):
             whole = vault.read(USERS, before=before)
             kept = [np.isin(whole[name], np.asarray(values)) for name, values in where.items()]
