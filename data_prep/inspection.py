@@ -178,11 +178,13 @@ def _print_history(
 
 
 def _print_samples(schema: Schema, names: Names, samples: Rows, chosen: int | None) -> None:
-    print("\nsamples" + ("" if len(samples) <= SAMPLES_SHOWN else f", the newest {SAMPLES_SHOWN}"))
     first = max(len(samples) - SAMPLES_SHOWN, 0)
     if chosen is not None:
         first = min(first, max(chosen - SAMPLES_SHOWN // 2, 0))
     shown = samples[first : first + SAMPLES_SHOWN]
+    print(
+        "\nsamples" + ("" if len(shown) == len(samples) else f" {first + 1} to {first + len(shown)} of {len(samples)}")
+    )
     if not shown:
         return
     item = np.array([row[schema.item.name] for row in shown])

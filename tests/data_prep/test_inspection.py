@@ -70,7 +70,7 @@ def test_history_of_a_sample_is_what_was_rated_before(show, ratings):
 
 
 def test_all_samples_and_labels(show, ratings):
-    rows = table(show("--user", "17"), "samples, the newest 20")
+    rows = table(show("--user", "17"), "samples 86 to 105 of 105")
     assert rows[0][:6] == ["no.", "split", "row", "time", "movie", "label"]
     found = [(int(row[4]), int(row[5])) for row in rows[1:]]
     assert found == [(row["movieId"], int(row["rating"] >= 4)) for row in ratings[17][-20:]]
