@@ -28,8 +28,12 @@ class WriterLock:
             raise ValueError(
                 f"the vault at {folder} is open for writing in process {owner}; close it there, or open with mode 'r'"
             ) from None
-        os.ftruncate(self._file, 0)
-        os.pwrite(self._file, f"{os.getpid()}\n".encode(), 0)
+        try:
+            os.ftruncate(self._file, 0)
+            os.pwrite(self._file, f"{os.getpid()}\n".encode(), 0)
+        except OSError:
+            self.release()
+            raise
 
     def release(self) -> None:
         """Let the next writer in."""

@@ -70,10 +70,10 @@ class SeqVault:
         self._closed = False
         self._recent: Recent | None = None
         self._writer: Writer | None = None
-        self._syncer = Syncer(sync if mode == "a" else "none")
         _require_maintainable(maintenance_rate, low_water)
-        self._writer_lock = WriterLock(self.path) if mode == "a" else None
+        self._syncer, self._writer_lock = Syncer(sync if mode == "a" else "none"), None
         try:
+            self._writer_lock = WriterLock(self.path) if mode == "a" else None
             self._catalog = Catalog(self.path)
             self._cache = ChunkCache(cache_bytes, self.layout) if cache_bytes else None
             self._recent = Recent(self.path, self._catalog)

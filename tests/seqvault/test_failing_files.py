@@ -1,0 +1,118 @@
+"""Each call that changes files fails once, in turn: nothing acknowledged is lost, reads and the next writer go on."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from laser.seqvault import Field, SeqVault
+
+SMALL = (Field("time", "int64"), Field("item", "uint32"))
+CALLS = ("open", "write", "fsync", "fdatasync", "ftruncate", "replace")
+
+
+class FailingFiles:
+    """Calls that change files, of which the one with number ``failing`` fails."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, failing: int) -> None:
+        self.count, self._failing = 0, failing
+        for name in CALLS:
+            patch.setattr(os, name, self._wrapped(getattr(os, name), errno.EIO if "sync" in name else errno.ENOSPC))
+
+    def _wrapped(self, call: Callable[..., Any], code: int) -> Callable[..., Any]:
+        def wrapped(*arguments: Any, **options: Any) -> Any:
+            self.count += 1
+            if self.count == self._failing:
+                raise OSError(code, os.strerror(code))
+            return call(*arguments, **options)
+
+        return wrapped
+
+
+def small(times: np.ndarray) -> dict[str, np.ndarray]:
+    return {"time": times, "item": times.astype(np.uint32)}
+
+
+def attempt(operation: Callable[[], object]) -> bool:
+    """Whether it succeeded; it may fail only with the system's error or one that says to open the vault again."""
+    try:
+        operation()
+    except OSError:
+        return False
+    except ValueError as error:
+        if "open the vault again" not in str(error):
+            raise
+        return False
+    return True
+
+
+def work(vault: SeqVault, acknowledged: list[int]) -> None:
+    """Appends of all kinds between all that moves events, with the reads that must still be right."""
+    for start, step in zip(range(0, 40, 10), [vault.checkpoint, vault.compact, vault.checkpoint, vault.sync]):
+        times = np.arange(start, start + 5)
+        if attempt(partial(vault.append, np.ones(5, np.int64), small(times))):
+            acknowledged += times.tolist()
+        if attempt(partial(vault.append_one, 1, {"time": start + 5, "item": start + 5})):
+            acknowledged.append(start + 5)
+        attempt(step)
+        assert_kept(vault, acknowledged)
+
+
+def assert_kept(vault: SeqVault, acknowledged: list[int]) -> None:
+    """All acknowledged events, in order, once; of the others some perhaps, also once."""
+    found = vault.read([1])["time"].tolist()
+    assert set(acknowledged) <= set(found)
+    assert found == sorted(set(found))
+
+
+def test_each_call_fails_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failing = 0
+    while True:
+        failing += 1
+        shutil.rmtree(path, ignore_errors=True)
+        SeqVault.create(path, SMALL, dictionaries=["item"], maintenance_rate=0).close()
+        acknowledged: list[int] = []
+        vault = SeqVault.open(path, "a", sync="always", maintenance_rate=0)
+        with monkeypatch.context() as patch, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            files = FailingFiles(patch, failing)
+            work(vault, acknowledged)
+            attempt(vault.close)
+        if files.count < failing:
+            break
+        with SeqVault.open(path) as reader:
+            assert_kept(reader, acknowledged)
+        with SeqVault.open(path, "a") as writer:
+            writer.append([1], small(np.array([99])))
+            assert_kept(writer, [*acknowledged, 99])
+            assert writer.check() == [], failing
+    assert failing > 60
+    assert len(acknowledged) == 24
+
+
+def test_each_call_of_an_opening_fails_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with SeqVault.create(path, SMALL, maintenance_rate=0) as vault:
+        vault.append(np.ones(5, np.int64), small(np.arange(5)))
+    failing, hit = 0, True
+    while hit:
+        failing += 1
+        with monkeypatch.context() as patch:
+            files = FailingFiles(patch, failing)
+            with contextlib.suppress(OSError):
+                SeqVault.open(path, "a", maintenance_rate=0).close()
+            hit = files.count >= failing
+        with SeqVault.open(path) as reader:
+            assert reader.read([1])["time"].tolist() == list(range(5))
+            assert reader.check() == []
+            assert reader.check() == []
+    assert failing > 10
