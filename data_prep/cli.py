@@ -10,6 +10,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser
 
 from data_prep.engine import EngineName
+from data_prep.first_recipe import first_recipe
 from data_prep.inspection import inspect as inspect_user
 from data_prep.leakage import check_prepared
 from data_prep.pipeline import plain_errors, prepare
@@ -19,6 +20,7 @@ from data_prep.synthetic.command import synthetic
 
 PLACES = {
     "recipe": "YAML file such as conf/prep/movielens_small.yaml",
+    "files": "of the log: Parquet, CSV, TSV or JSON lines",
     "folder": "that `laser-prep run` wrote",
     "out": "new folder for the log, its recipe and truth.json",
 }
@@ -89,7 +91,24 @@ def report(folder: Path) -> None:
         print(f"wrote {page_of(folder)}")
 
 
-VERBS = {"run": run, "check": check, "inspect": inspect_user, "report": report, "synthetic": synthetic}
+def init(files: list[Path], out: Path | None = None) -> None:
+    """Look at a log and write a first recipe for it, with the reason of each guess.
+
+    Args:
+        files: Parquet, CSV, TSV or JSON lines of one layout in one folder.
+        out: YAML file to write; one that exists is left alone. Default: print it.
+    """
+    with plain_errors(out or Path()):
+        text = first_recipe(files)
+    if out is None:
+        print(text)
+    elif out.exists():
+        raise ValueError(f"--out {out} exists and is left alone; name another file")
+    else:
+        out.write_text(text + "\n")
+
+
+VERBS = {"init": init, "run": run, "check": check, "inspect": inspect_user, "report": report, "synthetic": synthetic}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -99,7 +118,7 @@ def main(arguments: list[str] | None = None) -> int:
     for name, verb in VERBS.items():
         sub = ArgumentParser(description=(verb.__doc__ or "").split("\n")[0])
         place = next(iter(inspect.signature(verb).parameters))
-        sub.add_argument(place, type=Path, help=PLACES[place])
+        sub.add_argument(place, type=Path, help=PLACES[place], nargs="+" if place == "files" else None)
         sub.add_function_arguments(verb, skip={place})
         verbs.add_subcommand(name, sub, help=(verb.__doc__ or "").split("\n")[0])
     chosen = parser.parse_args(arguments)

@@ -161,14 +161,16 @@ def open_text(path: Path) -> BinaryIO | gzip.GzipFile:
 
 def _first_lines(source: Source, path: Path, count: int) -> list[str]:
     """Raises ValueError when there is none."""
+    lines: list[str] = []
     try:
-        with (
-            open_text(path) as file,
-            io.TextIOWrapper(file, "utf-8-sig" if source.encoding == "utf-8" else source.encoding) as text,
-        ):
-            lines = [line.rstrip("\r\n") for line in islice(text, count)]
+        with open_text(path) as file:
+            if source.encoding == "utf-16":  # a line's end is no single byte
+                lines = [line.rstrip("\r\n") for line in islice(io.TextIOWrapper(file, source.encoding), count)]
+            else:
+                for line in islice(file, count):
+                    lines.append(line.rstrip(b"\r\n").decode(source.encoding).removeprefix("\ufeff"))
     except UnicodeError as error:
-        raise ValueError(_encoding_fault(source, path, 1, error)) from None
+        raise ValueError(_encoding_fault(source, path, len(lines) + 1, error)) from None
     except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
         raise ValueError(f"{path} cannot be read ({error}); {CURE}") from None
     if not lines or lines == [""]:

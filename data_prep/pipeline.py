@@ -96,7 +96,7 @@ def _prepare(engine: Engine, recipe: Recipe, raw: Path, staging: Path, parts: Pa
     with Stages(engine.progress) as stages:
         with stages.query("reading the log"):
             log = read_log(engine, recipe, raw)
-            judgement = judge(log, recipe.max_rejected)
+            judgement = judge(log, recipe, raw)
         with stages.query("reading item side info"):
             items = read_items(engine, recipe, raw)
         with stages.query("coding ids"):

@@ -10,7 +10,10 @@ import ibis.expr.types as ir
 import pyarrow.parquet as pq
 
 from data_prep.engine import Engine
+from data_prep.file_places import place_in
 from data_prep.intake import REASON
+from data_prep.merging import LOG_NAME, LONGEST_LIST
+from data_prep.recipe import Recipe
 from data_prep.row_columns import CELL, LOG_ROW
 
 
@@ -28,11 +31,11 @@ class Judgement:
         return sum(self.rejected.values())
 
 
-def judge(log: ir.Table, max_rejected: float) -> Judgement:
+def judge(log: ir.Table, recipe: Recipe, raw: Path) -> Judgement:
     """Count rejected rows.
 
     Raises:
-        ValueError: when there are no rows, or more than the share ``max_rejected`` is unfit.
+        ValueError: when there are no rows, or more than the share ``max_rejected`` of the recipe is unfit.
     """
     counts = log.group_by(REASON).agg(rows=log.count()).to_pyarrow().to_pylist()
     total = sum(count["rows"] for count in counts)
@@ -40,20 +43,29 @@ def judge(log: ir.Table, max_rejected: float) -> Judgement:
         raise ValueError("the log has no rows; check `files` in the recipe")
     unfit = sorted((c for c in counts if c[REASON] is not None), key=lambda c: (-c["rows"], c[REASON]))
     found = Judgement(total, {c[REASON]: c["rows"] for c in unfit})
-    if found.refused > max_rejected * total:
+    if found.refused > recipe.max_rejected * total:
         reason = unfit[0][REASON]
         share = f"{found.refused} of {total} rows are unfit ({found.refused / total:.2%}), above max_rejected"
         cure = "correct the log or raise max_rejected in the recipe"
-        raise ValueError(f"{share} {max_rejected:g}; most often: {reason}, first at {_example(log, reason)}; {cure}")
+        first = _example(log, reason, recipe, raw)
+        raise ValueError(f"{share} {recipe.max_rejected:g}; most often: {reason}, first at {first}; {cure}")
     return found
 
 
-def _example(log: ir.Table, reason: str) -> str:
+def _example(log: ir.Table, reason: str, recipe: Recipe, raw: Path) -> str:
     row: dict[str, Any] = log.filter(log[REASON] == reason).order_by(LOG_ROW).limit(1).to_pyarrow().to_pylist()[0]
     shown = {name.removeprefix("$"): row[name] for name in ("$user", "$item", "$timestamp", "$label")}
     if row[CELL] is not None:
         shown["cell"] = row[CELL]
-    return f"log row {row[LOG_ROW]} ({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
+    return f"{_place(row, recipe, raw)} ({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
+
+
+def _place(row: dict[str, Any], recipe: Recipe, raw: Path) -> str:
+    number = row[LOG_ROW]
+    if len(recipe.log) > 1:
+        return f"log row {number} in {row[LOG_NAME]!r}"
+    source = recipe.log[0]
+    return f"log row {number}, {place_in(source, raw, number // (LONGEST_LIST if source.explode else 1))}"
 
 
 def write_rejected(folder: Path, engine: Engine, log: ir.Table) -> None:

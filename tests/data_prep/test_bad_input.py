@@ -96,7 +96,8 @@ def test_unfit_row(refuse, write, log, column, value, reason):
     said = refuse(write({column: with_value(log[column], 11, value)}, max_rejected=0.0))
     assert said.startswith("laser-prep: 1 of 360 rows are unfit (0.28%), above max_rejected 0")
     assert f"{reason}" in said
-    assert "first at log row 11 (user=" in said
+    assert "first at log row 11, " in said
+    assert "log.parquet row group 0, row 11 (user=" in said
 
 
 def test_empty_split(refuse, write):
