@@ -33,8 +33,8 @@ class Engine(ABC):
     con: ibis.BaseBackend
 
     @abstractmethod
-    def read_parquet(self, files: Sequence[Path]) -> ir.Table:
-        """Columns of the files and ``log_row``."""
+    def read_parquet(self, files: Sequence[Path], used: set[str]) -> ir.Table:
+        """Columns of the files, the ``used`` ones at the least, and ``log_row``."""
 
     @abstractmethod
     def read_text(self, source: Source, files: Sequence[Path], used: set[str], what: str) -> ir.Table:
@@ -98,7 +98,7 @@ class DuckDBEngine(Engine):
         self.con.raw_sql("SET enable_progress_bar = true")
         self.con.raw_sql("SET enable_progress_bar_print = false")
 
-    def read_parquet(self, files: Sequence[Path]) -> ir.Table:
+    def read_parquet(self, files: Sequence[Path], used: set[str]) -> ir.Table:
         """See ``Engine``."""
         return _numbered(self.con.read_parquet([os.fspath(path) for path in files]))
 

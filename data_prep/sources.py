@@ -58,7 +58,7 @@ def read_source(engine: Engine, source: Source, raw: Path, used: set[str], what:
 
 def _read_parquet(engine: Engine, files: list[Path], used: set[str]) -> ir.Table:
     schema = pq.read_schema(files[0])
-    table = engine.read_parquet(files)
+    table = engine.read_parquet(files, used)
     nothing = {UNPARSED: ibis.null("string"), CELL: ibis.null("string")}
     # Not every engine has unsigned numbers, and each takes them for another type.
     unsigned = [name for name in used if schema.field(name).type in UNSIGNED]

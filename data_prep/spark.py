@@ -73,8 +73,12 @@ class SparkEngine(Engine):
         self._stored: set[str] = set()
         self._texts = self._streams = self._views = 0
 
-    def read_parquet(self, files: Sequence[Path]) -> ir.Table:
+    def read_parquet(self, files: Sequence[Path], used: set[str]) -> ir.Table:
         """See ``Engine``."""
+        wide = [field.name for field in pq.read_schema(files[0]) if field.name in used and field.type == pa.uint64()]
+        if wide:
+            cure = "write it as int64 or text, or use --engine duckdb"
+            raise ValueError(f"column {wide[0]!r} of {files[0]} is uint64, which Spark has no type for; {cure}")
         return self._numbered(files, "log", LOG_ROW, 0)
 
     def read_text(self, source: Source, files: Sequence[Path], used: set[str], what: str) -> ir.Table:
@@ -90,7 +94,7 @@ class SparkEngine(Engine):
         complaints = self.session.sparkContext.parallelize(jobs, len(jobs)).map(convert).collect()
         if found := next((text for text in complaints if text), None):
             raise ValueError(found)
-        return self.read_parquet([Path(target) for _, target in jobs])
+        return self.read_parquet([Path(target) for _, target in jobs], used)
 
     def store(self, name: str, rows: ir.Table) -> ir.Table:
         """See ``Engine``."""
