@@ -144,3 +144,13 @@ def test_entries_larger_than_the_budget_do_not_stay() -> None:
     assert not ask(cache, 1, size=5000)
     assert not ask(cache, 1, size=5000)
     assert cache.stats()["cache_bytes"] == 0
+
+
+def test_entries_of_other_fields_are_never_taken_for_each_other() -> None:
+    cache, layout = ChunkCache(100_000, Layout(FIELDS)), Layout(FIELDS)
+    before = cache.serving(False, {})
+    after = cache.serving(False, {layout.fields[1]: np.dtype(np.uint64)})
+    cache.add([1], before, [Entry(np.zeros(80, np.uint8))])
+    cache.add([2], after, [Entry(np.zeros(160, np.uint8))])
+    assert cache.find([1, 2], before) == [None, None]
+    assert [found is None for found in cache.find([1, 2], after)] == [True, False]
