@@ -57,6 +57,8 @@ def newest(events: Events) -> Events:
 
 
 class SeqVaultEngine:
+    """The store as it comes: dictionaries where they pay, raw ids out."""
+
     name = "SeqVault"
 
     def __init__(self, folder: Path) -> None:
@@ -78,6 +80,55 @@ class SeqVaultEngine:
 
     def close(self) -> None:
         self.vault.close()
+
+
+class DerivedEngine(SeqVaultEngine):
+    """Author and category kept once for each item instead of with each event."""
+
+    name = "SeqVault, derived"
+
+    def build(self, workload: Workload) -> None:
+        derived = {"author": "item", "category": "item"}
+        catalogue = workload.catalogue()
+        with SeqVault.create(self.folder, FIELDS, derived=derived) as vault:
+            for users, lengths, events in workload.blocks():
+                stored = {name: values for name, values in events.items() if name not in derived}
+                vault.append(np.repeat(users, lengths), stored)
+            vault.set_derived("author", catalogue.items, catalogue.authors)
+            vault.set_derived("category", catalogue.items, catalogue.categories)
+
+    append = None
+
+
+class ViewEngine(SeqVaultEngine):
+    """The files of ``SeqVaultEngine``, read in another way: as codes, or through a cache of decoded chunks."""
+
+    append = None
+
+    def __init__(self, folder: Path, name: str, *, ids: str = "raw", cache_bytes: int = 0) -> None:
+        super().__init__(folder)
+        self.name, self.ids, self.cache_bytes = name, ids, cache_bytes
+
+    def build(self, workload: Workload) -> None:
+        pass
+
+    def open(self) -> None:
+        self.vault = SeqVault.open(self.folder, cache_bytes=self.cache_bytes)
+
+    def read(self, users: np.ndarray) -> Events:
+        return self.vault.read(users, last_n=LAST_N, fields=READ, ids=self.ids).fields
+
+
+class CompactedEngine(SeqVaultEngine):
+    """After ``compact``: older chunks are compressed with zstd."""
+
+    name = "SeqVault, compacted"
+    append = None
+
+    def build(self, workload: Workload) -> None:
+        shutil.copytree(self.folder.parent / "seqvault", self.folder)
+        with SeqVault.open(self.folder, "a") as vault:
+            vault.compact()
 
 
 class KeyValueEngine:
@@ -253,7 +304,15 @@ class MemmapEngine:
 
 def engines(folder: Path) -> list[Any]:
     """All engines that this machine can run, and a line for each that it cannot."""
-    found: list[Any] = [SeqVaultEngine(folder / "seqvault"), MemmapEngine(folder / "memmap")]
+    own = folder / "seqvault"
+    found: list[Any] = [
+        SeqVaultEngine(own),
+        ViewEngine(own, "SeqVault, codes", ids="codes"),
+        ViewEngine(own, "SeqVault, 256 MB cache", cache_bytes=256 << 20),
+        DerivedEngine(folder / "derived"),
+        CompactedEngine(folder / "compacted"),
+        MemmapEngine(folder / "memmap"),
+    ]
     for module, makers in (
         (
             "rocksdict",

@@ -54,10 +54,14 @@ class Workload:
     def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray, Events]]:
         """Users of a block, their lengths, and their events one user after the other, each by time."""
         rng = np.random.default_rng(self.seed + 1)
-        catalogue = _Catalogue(rng, max(1000, 20 * len(self.users)))
+        catalogue = Catalogue(rng, max(1000, 20 * len(self.users)))
         for start in range(0, len(self.users), BLOCK):
             lengths = self.lengths[start : start + BLOCK]
             yield self.users[start : start + BLOCK], lengths, catalogue.histories(rng, lengths)
+
+    def catalogue(self) -> Catalogue:
+        """The items of ``blocks`` with their authors and categories."""
+        return Catalogue(np.random.default_rng(self.seed + 1), max(1000, 20 * len(self.users)))
 
     def batches(self, count: int, seed: int) -> list[np.ndarray]:
         """Batches of distinct users, zipf(1) by popularity."""
@@ -66,7 +70,9 @@ class Workload:
         return [self.users[rng.choice(len(self.users), size, replace=False, p=self.popularity)] for _ in range(count)]
 
 
-class _Catalogue:
+class Catalogue:
+    """Items, each with an author and a category."""
+
     def __init__(self, rng: np.random.Generator, items: int) -> None:
         created = np.sort(rng.integers(1_600_000_000_000, 1_700_000_000_000, items)).astype(np.uint64)
         self.items = (created << np.uint64(22)) | rng.integers(0, 1 << 22, items).astype(np.uint64)

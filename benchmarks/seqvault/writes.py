@@ -1,0 +1,133 @@
+"""What only a store that writes has: appends while others read, replay of the log, opening, memory.
+
+Every figure is of processes of their own, as in use: one writes, another reads.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from workload import LAST_N, READ, Events, Workload
+
+from laser.seqvault import SeqVault
+
+BATCH_EVENTS = 1024
+SECONDS = 15.0
+
+
+def own_figures(folder: Path, workload: Workload) -> dict[str, float]:
+    """Figures of the vault in ``folder``, which grows by what is appended."""
+    batches = workload.batches(40, workload.seed + 5)
+    np.save(folder.parent / "batches.npy", np.stack(batches))
+    alone = _report(_reader(folder, SECONDS / 3))
+    beside = _reader(folder, SECONDS)
+    written = append_batches(folder, workload, SECONDS)
+    during = _report(beside)
+    figures = {
+        "batched appends/s, reads going on": written,
+        "read p50 ms, alone": alone["p50"],
+        "read p99 ms, alone": alone["p99"],
+        "read p50 ms, appends going on": during["p50"],
+        "read p99 ms, appends going on": during["p99"],
+        "reader's memory MB": during["rss_mb"],
+    }
+    figures |= replay(folder.parent / "replay", workload)
+    with SeqVault.open(folder) as vault:
+        stats = vault.stats()
+        figures |= {f"stats: {name}": value for name, value in stats.items()}
+    return figures
+
+
+def append_batches(folder: Path, workload: Workload, seconds: float) -> float:
+    """Events a second by batches, checkpoints and maintenance included, each 64th batch read back."""
+    events = _events(BATCH_EVENTS, 1)
+    rng = np.random.default_rng(3)
+    count, start = 0, time.perf_counter()
+    with SeqVault.open(folder, "a", sync="interval") as vault:
+        while time.perf_counter() - start < seconds:
+            events["time"] = events["time"] + 1
+            users = rng.choice(workload.users, BATCH_EVENTS)
+            vault.append(users, events)
+            count += BATCH_EVENTS
+            if count % (64 * BATCH_EVENTS) == 0:
+                assert vault.read(users[-1:], last_n=1)["time"][-1] == events["time"][-1]
+        elapsed = time.perf_counter() - start
+    return count / elapsed
+
+
+def replay(folder: Path, workload: Workload) -> dict[str, float]:
+    """Opening a vault whose writer was killed with a million events only in its log."""
+    program = (
+        "import sys, os; sys.path[:0] = [sys.argv[1]]; from writes import fill_and_die; "
+        "fill_and_die(sys.argv[2], int(sys.argv[3]))"
+    )
+    events = 1_000_000
+    command = [sys.executable, "-c", program, str(Path(__file__).parent), str(folder), str(events)]
+    assert subprocess.run(command, check=False).returncode == -9
+    start = time.perf_counter()
+    with SeqVault.open(folder, "a") as vault:
+        elapsed = time.perf_counter() - start
+        assert vault.stats()["events"] == events
+    return {"replay events/s": events / elapsed}
+
+
+def fill_and_die(folder: str, events: int) -> None:
+    """Append to a new vault without a checkpoint, then die by SIGKILL."""
+    import os
+    import signal
+
+    from workload import FIELDS
+
+    rng = np.random.default_rng(4)
+    vault = SeqVault.create(folder, FIELDS, tail_bytes=1 << 31)
+    for i in range(0, events, 1000):
+        vault.append(rng.integers(0, 20_000, 1000), _events(1000, i))
+    vault.sync()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def read_for(folder: str, batches: str, seconds: float) -> dict[str, float]:
+    """Latency of reads for some seconds, refreshed before each, in milliseconds."""
+    asked, times = np.load(batches), []
+    with SeqVault.open(folder) as vault:
+        for batch in asked[:10]:
+            vault.read(batch, last_n=LAST_N, fields=READ)
+        end, i = time.perf_counter() + seconds, 0
+        while time.perf_counter() < end:
+            vault.refresh()
+            start = time.perf_counter()
+            vault.read(asked[i % len(asked)], last_n=LAST_N, fields=READ)
+            times.append(time.perf_counter() - start)
+            i += 1
+    status = Path("/proc/self/status").read_text()
+    rss = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon"))
+    return {"p50": np.percentile(times, 50) * 1e3, "p99": np.percentile(times, 99) * 1e3, "rss_mb": rss / 1024}
+
+
+def _reader(folder: Path, seconds: float) -> subprocess.Popen[str]:
+    program = (
+        "import sys, json; sys.path[:0] = [sys.argv[1]]; from writes import read_for; "
+        "print(json.dumps(read_for(sys.argv[2], sys.argv[3], float(sys.argv[4]))))"
+    )
+    batches = folder.parent / "batches.npy"
+    command = [sys.executable, "-c", program, str(Path(__file__).parent), str(folder), str(batches), str(seconds)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def _report(process: subprocess.Popen[str]) -> dict[str, Any]:
+    output, _ = process.communicate()
+    assert process.returncode == 0, "the reading process failed"
+    return json.loads(output)
+
+
+def _events(count: int, seed: int) -> Events:
+    block = next(Workload.of(1000, 9).blocks())[2]
+    events = {name: values[:count].copy() for name, values in block.items()}
+    events["time"] = np.arange(count, dtype=np.int64) + 5_000_000_000 + seed
+    return events
