@@ -44,16 +44,26 @@ class Recent:
 
     @property
     def tail(self) -> Tail:
-        """Recent events in memory, single ones included."""
+        """Recent events in memory, single ones included; hold the vault's lock, for these are linked in now."""
         if len(self._single):
             users, events = self._single.take()
             self._memory.append(users, events, self.catalog.index.table, self.catalog.index.rows)
         return self._memory
 
     @property
+    def size(self) -> int:
+        """Recent events, deleted ones included. Needs no lock."""
+        return self._memory.size + len(self._single)
+
+    @property
+    def forgotten(self) -> set[int]:
+        """Users deleted since the last checkpoint; as the tail's, without linking single events."""
+        return self._memory.forgotten
+
+    @property
     def nbytes(self) -> int:
-        """Memory for events, about."""
-        return self.tail.size * (self._layout.event_bytes + 12)
+        """Memory for events, about. Needs no lock."""
+        return self.size * (self._layout.event_bytes + 12)
 
     def follow(self) -> None:
         """Read the logs as far as they are written, from the beginning when the manifest has moved on meanwhile."""

@@ -241,11 +241,12 @@ class Writer:
         old = catalog.manifest
         step = self._saved(staged, log or (old.first_log, old.first_sequence), ids, replacing)
         with self._appending:
-            index = step.applied(Index() if replacing else catalog.index.copy(), recent.tail.forgotten)
-            tail = recent.tail if frozen is None else recent.since(frozen, index, ids, self.lock)
+            index = step.applied(Index() if replacing else catalog.index.copy(), recent.forgotten)
+            tail = None if frozen is None else recent.since(frozen, index, ids, self.lock)
             with self.lock:
                 catalog.install(step, index)
-                recent.replace_tail(tail)
+                if tail is not None:
+                    recent.replace_tail(tail)
         self._remove_replaced(old, replacing)
         recent.remove_old_logs()
 
@@ -294,7 +295,7 @@ class Writer:
             self.maintenance.stop()
         with self.committing:
             self.sync()
-            if self.recent.tail.size >= CLOSE_EVENTS or self.recent.tail.forgotten:
+            if self.recent.size >= CLOSE_EVENTS or self.recent.forgotten:
                 with contextlib.suppress(OSError):  # the log has everything
                     self.checkpoint()
             self.save_index()
@@ -307,7 +308,7 @@ class Writer:
                 return
             with self._appending:
                 # While a deletion is only in the log, the index is ahead of the segments and must not be saved.
-                if self.recent.tail.forgotten:
+                if self.recent.forgotten:
                     return
                 compacted = catalog.index.compacted()
                 with self.lock:
