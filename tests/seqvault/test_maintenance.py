@@ -160,7 +160,7 @@ def test_rate_holds_back_copying_but_not_closing(path: Path) -> None:
             times = np.arange(step * 80, step * 80 + 80)
             vault.append(times % 8, small(times))
             vault.checkpoint()
-        assert vault.stats()["segments"] > 8
+        assert vault.stats()["segments"] > 1  # those without a live chunk go without copying
         begin = time.monotonic()
         vault.compact()
         assert vault.stats()["segments"] == 1
