@@ -66,7 +66,7 @@ class Engine(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of the engine; its tables stay in the work folder."""
+        """Let go of the engine; its tables stay in the work folder. Closing twice is fine."""
 
     def batches(self, rows: ir.Table, keys: Sequence[str] = ()) -> Iterator[pa.RecordBatch]:
         """Rows in the order of ``keys``, ``BATCH_ROWS`` at a time whatever the engine, the last batch shorter."""

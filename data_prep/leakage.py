@@ -6,7 +6,7 @@ It trusts nothing that wrote the data set: the store is read through its public 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -53,7 +53,10 @@ class Findings:
 
 
 def check_prepared(
-    folder: Path, report: dict[str, Any], advance: Callable[[int], None] = lambda rows: None
+    folder: Path,
+    report: dict[str, Any],
+    advance: Callable[[int], None] = lambda rows: None,
+    options: Mapping[str, Any] | None = None,
 ) -> Findings:
     """Check a finished data set against its own report.
 
@@ -62,9 +65,10 @@ def check_prepared(
         report: content of ``report.json``; its ``split``, ``events`` and, per split, ``samples`` and ``with_own_event``
             are used.
         advance: told the number of finished samples.
+        options: of the DuckDB connection that reads the samples, such as its ``memory_limit``.
     """
     schema = Schema.load(folder / "schema.json")
-    con = ibis.duckdb.connect()
+    con = ibis.duckdb.connect(**(options or {}))
     samples = _samples(con, folder)
     found = Findings()
     _check_counts(samples, schema, report, found)

@@ -75,7 +75,7 @@ def prepare(
     edition = recognise(mapping.expected, folder)
     mark = fingerprint(mapping, folder, engine)
     with plain_errors(out), staged(out, lambda left: belongs(left, mark)) as staging:
-        parts = Parts(staging, mark)
+        parts = Parts(staging, mark, budget)
         if parts.resumed:
             print("goes on where a killed run of the same recipe and files stopped", file=sys.stderr)
         running = open_engine(engine, parts.work, budget, spark_master)
@@ -132,7 +132,8 @@ def _write(
         parts.once(folder, lambda: write_samples(folder, engine, schema, coded, advance))
     report = describe(recipe, schema, judgement, coded, known)
     with stages.counted("checking for leakage", samples) as advance:
-        found = check_prepared(staging, report, advance)
+        engine.close()  # the check has a connection of its own, and both would exceed the limit of memory
+        found = check_prepared(staging, report, advance, parts.check_options)
     if found.problems:
         raise ValueError(f"the leakage check failed: {'; '.join(found.problems)}; correct the recipe or the log")
     return report, found

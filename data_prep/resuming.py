@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.file_checks import find_files
+from data_prep.memory import Budget
 from data_prep.recipe import Recipe
 from data_prep.recipe_sources import Source
 
@@ -63,10 +64,13 @@ class Parts:
     Args:
         staging: the folder; new, or what a killed run with the same fingerprint left.
         mark: the fingerprint.
+        budget: memory and threads of the job.
     """
 
-    def __init__(self, staging: Path, mark: str) -> None:
+    def __init__(self, staging: Path, mark: str, budget: Budget) -> None:
         self.work = staging / WORK
+        self.check_options = {"temp_directory": str(self.work / "check"), **budget.duckdb_options()}
+        """Of the connection that checks the finished data set."""
         self.resumed = self.work.exists()
         """Whether something of a killed run is used."""
         self.work.mkdir(exist_ok=True)
