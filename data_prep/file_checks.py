@@ -155,7 +155,7 @@ def open_text(path: Path) -> BinaryIO | gzip.GzipFile:
     if path.suffix == ".gz":
         return gzip.open(path)
     if path.suffix == ".zst":
-        return zstandard.open(path)
+        return io.BufferedReader(zstandard.open(path))  # the bare reader knows no lines
     return path.open("rb")
 
 

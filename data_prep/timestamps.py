@@ -13,56 +13,55 @@ from zoneinfo import ZoneInfo
 
 import ibis
 import ibis.expr.types as ir
+from sqlglot import expressions as sg
 
-from data_prep.expressions import add_columns, sql_of
+from data_prep.expressions import DIALECT, add_columns, sql_of
 from data_prep.recipe_sources import Timestamp
 from data_prep.row_columns import CELL, UNPARSED
 
 DIGITS = {"s": 0, "ms": 3, "us": 6}
 """Unit -> decimal places of a second."""
 WIDTHS = {"Y": 4, "m": 2, "d": 2, "H": 2, "M": 2, "S": 2}
+SECONDS, FRACTION, LOCAL = "$seconds", "$fraction", "$local"
 FIRST_YEAR, LAST_YEAR = 1970, 2050
 """Span in which a zone's changes are known; before and after it the nearest offset holds."""
 MONTH_DAYS = (31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
 
 
-def ticks(value: ir.Column, timestamp: Timestamp) -> ir.Column:
-    """Whole ticks of a text (by ``timestamp.format``), of a date or of a time; numbers stay as they are.
+def with_ticks(table: ir.Table, timestamp: Timestamp, name: str) -> ir.Table:
+    """The table with the whole ticks of ``timestamp`` under ``name``: of a text, of a date or of a time.
 
-    A text that does not fit its format, or names no day such as 30 February, becomes null.
+    Numbers stay as they are. A text that does not fit its format, or names no day such as 30 February, becomes null and
+    is noted as not parsed.
     """
+    evaluated = add_columns(table, {name: sql_of(timestamp)})
+    value = evaluated[name]
     kind = value.type()
     if timestamp.format is not None and kind.is_string():
-        return _parse(value, timestamp)
-    if kind.is_date():
-        value = value.cast("timestamp")
-        kind = value.type()
-    if not kind.is_timestamp():
-        return value
-    digits = DIGITS[timestamp.unit]
+        seconds, fraction = _of_text(value, timestamp)
+        bad = value.notnull() & seconds.isnull() & evaluated[UNPARSED].isnull()
+        reason = ibis.literal(f"the time does not fit the format {timestamp.format}")
+        noted = {UNPARSED: bad.ifelse(reason, evaluated[UNPARSED]), CELL: bad.ifelse(value, evaluated[CELL])}
+    elif kind.is_date() or kind.is_timestamp():
+        seconds, fraction = _of_time(value.cast("timestamp") if kind.is_date() else value, timestamp)
+        noted = {}
+    else:
+        return evaluated
+    # A column of its own: written into each branch of the zone's changes, the arithmetic would be done for each.
+    split = evaluated.mutate(**noted, **{SECONDS: seconds, FRACTION: fraction})
+    local = add_columns(split, {LOCAL: sg.column(SECONDS, quoted=True).sql(DIALECT)})
+    zoned = kind.is_timestamp() and kind.timezone is not None
+    utc = local[LOCAL] if zoned else local[LOCAL] - _offset(local[LOCAL], timestamp.zone)
+    found = utc * 10 ** DIGITS[timestamp.unit] + local[FRACTION]
+    return local.mutate(**{name: found.cast("int64")}).drop(SECONDS, FRACTION, LOCAL)
+
+
+def _of_time(value: ir.Column, timestamp: Timestamp) -> tuple[ir.Column, ir.Column]:
+    """Seconds, and ticks beyond them, of a typed column."""
     seconds = value.truncate("s").epoch_seconds().cast("int64")  # engines round otherwise
-    if kind.timezone is None:
-        seconds = seconds - _offset(seconds, timestamp.zone)
-    part = {0: ibis.literal(0), 3: value.millisecond(), 6: value.microsecond()}[digits]
-    return seconds * 10**digits + part.cast("int64")
-
-
-def with_ticks(table: ir.Table, timestamp: Timestamp, name: str) -> ir.Table:
-    """The table with the times of ``timestamp`` under ``name``; a text that is none is noted as not parsed."""
-    evaluated = add_columns(table, {name: sql_of(timestamp)})
-    text = evaluated[name]
-    found = ticks(text, timestamp)
-    if timestamp.format is None or not text.type().is_string():
-        return evaluated.mutate(**{name: found})
-    bad = text.notnull() & found.isnull() & evaluated[UNPARSED].isnull()
-    reason = f"the time does not fit the format {timestamp.format}"
-    return evaluated.mutate(
-        **{
-            UNPARSED: bad.ifelse(ibis.literal(reason), evaluated[UNPARSED]),
-            CELL: bad.ifelse(text, evaluated[CELL]),
-            name: found,
-        }
-    )
+    if (digits := DIGITS[timestamp.unit]) == 0:
+        return seconds, ibis.literal(0, "int64")
+    return seconds, (value.strftime("%f").cast("int64") // 10 ** (6 - digits)).cast("int64")
 
 
 def check_format(timestamp: Timestamp) -> None:
@@ -106,7 +105,8 @@ def _places(form: str) -> tuple[str, dict[str, int]]:
     return pattern + "$", places
 
 
-def _parse(text: ir.StringColumn, timestamp: Timestamp) -> ir.Column:
+def _of_text(text: ir.StringColumn, timestamp: Timestamp) -> tuple[ir.Column, ir.Column]:
+    """Seconds, null where there are none, and ticks beyond them."""
     pattern, places = _places(str(timestamp.format))
     fits = text.re_search(pattern).coalesce(False)
     whole = fits.ifelse(text, ibis.null("string"))
@@ -118,12 +118,11 @@ def _parse(text: ir.StringColumn, timestamp: Timestamp) -> ir.Column:
     last = lengths + (leap & (month == 2)).ifelse(1, 0)
     valid = (day >= 1) & (day <= last) & (hour < 24) & (minute < 60) & (second < 60)
     seconds = _days(year, month, day) * 86400 + hour * 3600 + minute * 60 + second
-    found = seconds - _offset(seconds, timestamp.zone)
     digits = DIGITS[timestamp.unit]
-    found = found * 10**digits
+    fraction = ibis.literal(0, "int64")
     if digits and "f" in places:
-        found = found + whole.substr(places["f"]).concat("0" * digits).substr(0, digits).cast("int64")
-    return valid.ifelse(found, ibis.null("int64")).cast("int64")
+        fraction = whole.substr(places["f"]).concat("0" * digits).substr(0, digits).cast("int64")
+    return valid.ifelse(seconds, ibis.null("int64")).cast("int64"), fraction
 
 
 def _days(year: ir.Column, month: ir.Column, day: ir.Column) -> ir.Column:

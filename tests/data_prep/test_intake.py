@@ -16,7 +16,8 @@ import zstandard
 
 from data_prep.pipeline import prepare
 from data_prep.recipe_sources import Timestamp
-from data_prep.timestamps import ticks
+from data_prep.row_columns import CELL, UNPARSED
+from data_prep.timestamps import with_ticks
 from laser.seqvault import SeqVault
 
 SPLITS = ("train", "val", "test")
@@ -117,13 +118,18 @@ def test_times_as_text_equal_python(zone, unit):
     texts = [f"{moment:%d/%m/%Y %H:%M:%S.%f}" for moment in moments]
     con = ibis.duckdb.connect()
     table = con.create_table("times", pa.table({"text": texts, "naive": moments}))
-    timestamp = Timestamp(column="text", unit=unit, format="%d/%m/%Y %H:%M:%S.%f", zone=zone)
-    found = table.select(text=ticks(table["text"], timestamp), naive=ticks(table["naive"], timestamp)).to_pyarrow()
+    table = table.mutate(**{UNPARSED: ibis.null("string"), CELL: ibis.null("string")})
+    options = {"unit": unit, "format": "%d/%m/%Y %H:%M:%S.%f", "zone": zone}
+    for name in ("text", "naive"):
+        table = with_ticks(table, Timestamp(column=name, **options), name + "_ticks")
+    found = table.to_pyarrow()
     scale = {"s": 1, "ms": 10**3, "us": 10**6}[unit]
     for place, moment in enumerate(moments):
         whole = int(moment.replace(microsecond=0, tzinfo=ZoneInfo(zone)).timestamp())
         wanted = whole * scale + moment.microsecond * scale // 10**6
-        assert (found["text"][place].as_py(), found["naive"][place].as_py()) == (wanted, wanted), texts[place]
+        assert (found["text_ticks"][place].as_py(), found["naive_ticks"][place].as_py()) == (wanted, wanted), texts[
+            place
+        ]
 
 
 @pytest.mark.parametrize("text", ["2019-02-29 00:00:00", "2019-13-01 00:00:00", "2019-01-01 24:00:00", "2019-1-1", "x"])
