@@ -78,7 +78,7 @@ def assert_same(first: Path, second: Path) -> None:
     ]
     assert names[0] == names[1]
     for name in names[0]:
-        if name != Path("report.json") and name.parts[0] != "vault":
+        if name.stem != "report" and name.parts[0] != "vault":  # both tell the bytes of the store
             assert (first / name).read_bytes() == (second / name).read_bytes(), name
     with SeqVault.open(first / "vault") as one, SeqVault.open(second / "vault") as other:
         users = one.users()
