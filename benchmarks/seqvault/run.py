@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from engines import bytes_on_disk, engines
-from workload import READ, Workload
+from engines import DerivedEngine, bytes_on_disk, engines
+from workload import READ, Recorded, Workload
 from writes import own_figures
 
 COLUMNS = (
@@ -116,8 +116,10 @@ def agree(all_engines: list[Any], batch: np.ndarray) -> None:
             np.testing.assert_array_equal(found[name], expected[name], err_msg=f"{engine.name} {name}")
 
 
-def measure(folder: Path, num_users: int, num_batches: int, seed: int) -> dict[str, Any]:
-    workload, all_engines = Workload.of(num_users, seed), engines(folder)
+def measure(folder: Path, workload: Workload | Recorded, num_batches: int) -> dict[str, Any]:
+    all_engines, seed = engines(folder), workload.seed
+    if isinstance(workload, Recorded):  # its authors do not follow from its items
+        all_engines = [engine for engine in all_engines if not isinstance(engine, DerivedEngine)]
     events, rows = int(workload.lengths.sum()), {}
     for engine in all_engines:
         start = time.perf_counter()
@@ -139,7 +141,7 @@ def measure(folder: Path, num_users: int, num_batches: int, seed: int) -> dict[s
             rows[engine.name]["appends/s"] = append_rate(engine, np.concatenate(batches), 3.0)
         engine.close()
     rows["SeqVault"] |= own_figures(folder / "seqvault", workload)
-    return {"users": num_users, "events": events, "batches": num_batches, "engines": rows}
+    return {"users": len(workload.users), "events": events, "batches": num_batches, "engines": rows}
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -179,6 +181,7 @@ def _figure(value: float | None) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--users", type=int, default=20_000, help="200000 is full scale")
+    parser.add_argument("--globo", type=Path, help="measure on these real clicks instead (Parquet, one row a click)")
     parser.add_argument("--batches", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results")
@@ -186,12 +189,19 @@ def main() -> None:
     options = parser.parse_args()
     before = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        result = measure(Path(folder), options.users, options.batches, options.seed)
+        if options.globo:
+            workload: Workload | Recorded = Recorded.of(options.globo, options.seed)
+        else:
+            workload = Workload.of(options.users, options.seed)
+        result = measure(Path(folder), workload, options.batches)
     hardware = f"{os.cpu_count()} CPUs {_cpu_name()}, Linux {platform.release()}, Python {platform.python_version()}"
     result |= {"date": date.today().isoformat(), "hardware": hardware}
     result |= {"load before": before, "load after": os.getloadavg()[0]}
     options.out.mkdir(parents=True, exist_ok=True)
-    stem = options.out / f"seqvault_{os.cpu_count()}cpu_{options.users}users_{result['date']}"
+    stem = (
+        options.out
+        / f"seqvault_{os.cpu_count()}cpu_{'globo' if options.globo else f'{options.users}users'}_{result['date']}"
+    )
     stem.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
     stem.with_suffix(".md").write_text(markdown(result))
     print(markdown(result))

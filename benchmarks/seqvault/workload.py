@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 
 from laser.seqvault import Field
 
@@ -103,3 +105,45 @@ class Catalogue:
             "duration": rng.exponential(20_000, total).astype(np.uint32),
             "position": rng.geometric(0.05, total).astype(np.uint16),
         }
+
+
+GLOBO_COLUMNS = {
+    "time": "click_timestamp",
+    "item": "click_article_id",
+    "author": "click_region",
+    "category": "click_country",
+    "scenario": "click_environment",
+    "action": "click_deviceGroup",
+    "duration": "click_os",
+    "position": "click_referrer_type",
+}
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """Real clicks (Globo.com, one row a click) in the columns of the synthetic workload; all users equally popular."""
+
+    users: np.ndarray
+    lengths: np.ndarray
+    events: Events
+    seed: int
+
+    @classmethod
+    def of(cls, path: Path, seed: int) -> Recorded:
+        table = pq.read_table(path).sort_by([("user_id", "ascending"), ("click_timestamp", "ascending")])
+        users, lengths = np.unique(table["user_id"].to_numpy(), return_counts=True)
+        columns = {field.name: table[GLOBO_COLUMNS[field.name]].to_numpy().astype(field.dtype) for field in FIELDS}
+        return cls(users.astype(np.uint64), lengths, columns, seed)
+
+    def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray, Events]]:
+        """As ``Workload.blocks``."""
+        stop = 0
+        for first in range(0, len(self.users), BLOCK):
+            lengths = self.lengths[first : first + BLOCK]
+            start, stop = stop, stop + int(lengths.sum())
+            yield self.users[first : first + BLOCK], lengths, {n: v[start:stop] for n, v in self.events.items()}
+
+    def batches(self, count: int, seed: int) -> list[np.ndarray]:
+        """As ``Workload.batches``."""
+        rng = np.random.default_rng(seed)
+        return [rng.choice(self.users, BATCH, replace=False) for _ in range(count)]

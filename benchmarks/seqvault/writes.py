@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from workload import LAST_N, READ, Events, Workload
+from workload import LAST_N, READ, Events, Recorded, Workload
 
 from laser.seqvault import SeqVault
 
@@ -21,7 +21,7 @@ BATCH_EVENTS = 1024
 SECONDS = 15.0
 
 
-def own_figures(folder: Path, workload: Workload) -> dict[str, float]:
+def own_figures(folder: Path, workload: Workload | Recorded) -> dict[str, float]:
     """Figures of the vault in ``folder``, which grows by what is appended."""
     batches = workload.batches(40, workload.seed + 5)
     np.save(folder.parent / "batches.npy", np.stack(batches))
@@ -37,14 +37,14 @@ def own_figures(folder: Path, workload: Workload) -> dict[str, float]:
         "read p99 ms, appends going on": during["p99"],
         "reader's memory MB": during["rss_mb"],
     }
-    figures |= replay(folder.parent / "replay", workload)
+    figures |= replay(folder.parent / "replay")
     with SeqVault.open(folder) as vault:
         stats = vault.stats()
         figures |= {f"stats: {name}": value for name, value in stats.items()}
     return figures
 
 
-def append_batches(folder: Path, workload: Workload, seconds: float) -> float:
+def append_batches(folder: Path, workload: Workload | Recorded, seconds: float) -> float:
     """Events a second by batches, checkpoints and maintenance included, each 64th batch read back."""
     events = _events(BATCH_EVENTS, 1)
     rng = np.random.default_rng(3)
@@ -61,7 +61,7 @@ def append_batches(folder: Path, workload: Workload, seconds: float) -> float:
     return count / elapsed
 
 
-def replay(folder: Path, workload: Workload) -> dict[str, float]:
+def replay(folder: Path) -> dict[str, float]:
     """Opening a vault whose writer was killed with a million events only in its log."""
     program = (
         "import sys, os; sys.path[:0] = [sys.argv[1]]; from writes import fill_and_die; "
