@@ -8,6 +8,7 @@ import ibis
 import ibis.expr.types as ir
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_prep.codes import CODE, RAW, Codes, list_values
@@ -16,7 +17,7 @@ from data_prep.intake import Intake
 from data_prep.recipe import Recipe
 from data_prep.recipe_features import FeatureMap
 from data_prep.row_rules import observed
-from laser.schema import Feature, Schema
+from laser.schema import Feature, Kind, Schema
 
 COUNT, RANK = "count", "rank"
 
@@ -25,17 +26,36 @@ def write_items(
     path: Path, engine: Engine, recipe: Recipe, schema: Schema, intake: Intake, codes: Codes
 ) -> dict[str, float]:
     """Write ``items.parquet``; returns per side feature the share of items that have a known value."""
+    table = item_rows(engine, recipe, schema, intake, codes, 0)
+    pq.write_table(table, path, compression="zstd")
+    return known_shares(table, schema)
+
+
+def item_rows(engine: Engine, recipe: Recipe, schema: Schema, intake: Intake, codes: Codes, first: int) -> pa.Table:
+    """Rows of ``items.parquet`` from item code ``first`` on; row 0 is unknown."""
     item = schema.item.name
     size = codes.cardinalities[item]
-    columns: dict[str, pa.Array] = {item: pa.array(np.arange(size), pa.from_numpy_dtype(schema.item.dtype))}
-    known: dict[str, float] = {}
+    columns: dict[str, pa.Array] = {item: pa.array(np.arange(first, size), pa.from_numpy_dtype(schema.item.dtype))}
     for name, feature in recipe.item_side.items():
-        values = _fill(engine, _pairs(recipe, intake, codes, name, feature), schema[name], size)
-        known[name] = float((values[1:, 0] > 0).mean()) if size > 1 else 0.0
+        pairs = _pairs(recipe, intake, codes, name, feature)
+        values = _fill(engine, pairs.filter(pairs["item"] >= first), schema[name], first, size)
         columns[name] = _column(values, schema[name])
-    raw = [batch.column(RAW) for batch in engine.batches(codes.dictionaries[item], [CODE])]
-    columns[RAW] = pa.concat_arrays([pa.nulls(1, raw[0].type), *raw])
-    pq.write_table(pa.table(columns), path, compression="zstd")
+    dictionary = codes.dictionaries[item]
+    kind = dictionary.schema().to_pyarrow().field(RAW).type
+    raw = [batch.column(RAW) for batch in engine.batches(dictionary.filter(dictionary[CODE] >= first), [CODE])]
+    unknown = [pa.nulls(1, kind)] if first == 0 else []
+    columns[RAW] = pa.concat_arrays([*unknown, *raw]) if unknown or raw else pa.nulls(0, kind)
+    return pa.table(columns)
+
+
+def known_shares(items: pa.Table, schema: Schema) -> dict[str, float]:
+    """Per side feature the share of items, but for row 0, that have a known value."""
+    known = {}
+    for feature in schema.of_kind(Kind.ITEM_SIDE):
+        column = items[feature.name]
+        values = (pc.call_function("list_flatten", [column]) if feature.length > 1 else column).to_numpy()
+        first = values.reshape(-1, feature.length)[1:, 0]
+        known[feature.name] = float((first > 0).mean()) if len(first) else 0.0
     return known
 
 
@@ -63,11 +83,11 @@ def schema_item(recipe: Recipe) -> str:
     return recipe.name_of("item")
 
 
-def _fill(engine: Engine, pairs: ir.Table, feature: Feature, size: int) -> np.ndarray:
-    values = np.zeros((size, feature.length), feature.dtype)
+def _fill(engine: Engine, pairs: ir.Table, feature: Feature, first: int, size: int) -> np.ndarray:
+    values = np.zeros((size - first, feature.length), feature.dtype)
     for batch in engine.batches(pairs):
         item, code, rank = (batch.column(name).to_numpy(zero_copy_only=False) for name in ("item", CODE, RANK))
-        values[item, rank] = code
+        values[item - first, rank] = code
     return values
 
 

@@ -69,13 +69,14 @@ def _place(row: dict[str, Any], recipe: Recipe, raw: Path) -> str:
 
 
 def write_rejected(folder: Path, engine: Engine, log: ir.Table) -> None:
-    """Write ``rejected/part-00000.parquet``, also when no row was rejected.
+    """Write the next ``rejected/part-….parquet``, also when no row was rejected.
 
     Columns: the source's as they were parsed, ``log_row``, ``reason``, and ``cell``, the text that did not parse.
     """
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
+    path = folder / f"part-{len(list(folder.glob('part-*.parquet'))):05d}.parquet"
     source = [name for name in log.columns if not name.startswith("$")]
     rows = log.filter(log[REASON].notnull()).select(*source, reason=log[REASON], cell=log[CELL])
-    with pq.ParquetWriter(folder / "part-00000.parquet", rows.schema().to_pyarrow(), compression="zstd") as writer:
+    with pq.ParquetWriter(path, rows.schema().to_pyarrow(), compression="zstd") as writer:
         for batch in engine.batches(rows, [LOG_ROW]):
             writer.write_batch(batch)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import ibis.expr.types as ir
 import numpy as np
 
 from data_prep.leakage import Findings
@@ -14,6 +16,8 @@ from data_prep.rejection import Judgement
 from data_prep.writing import Coded
 from laser.schema import Schema
 
+TEXTUAL = ("note", "raw", "expected")
+"""Keys of a recipe that change nothing in the data set."""
 QUANTILES = {"p10": 0.1, "p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
 REPORT_VERSION = 1
 
@@ -26,6 +30,7 @@ def describe(
         "version": REPORT_VERSION,
         "name": recipe.name,
         "note": recipe.note,
+        "recipe": plain(recipe),
         "schema": schema.fingerprint(),
         "rows": {
             "read": judgement.rows,
@@ -43,17 +48,23 @@ def describe(
             "users_disjoint": bool(recipe.split.by_value and recipe.split.by_value.users_disjoint)
             or recipe.split.by_user_fold is not None,
         },
-        "samples": {split: _describe_split(schema, coded, split) for split in SPLITS},
+        "samples": {split: describe_split(schema, coded.rows, split) for split in SPLITS},
     }
+
+
+def plain(recipe: Recipe) -> dict[str, Any]:
+    """What a recipe says of the data set, as it stands in JSON."""
+    return json.loads(json.dumps({key: value for key, value in asdict(recipe).items() if key not in TEXTUAL}))
 
 
 def _distinct(coded: Coded, name: str) -> int:
     return int(coded.rows[name].nunique().to_pyarrow().as_py())
 
 
-def _describe_split(schema: Schema, coded: Coded, split: str) -> dict[str, Any]:
-    rows = coded.rows.filter((coded.rows["split"] == split).coalesce(False))
-    train = coded.rows.filter((coded.rows["split"] == "train").coalesce(False))
+def describe_split(schema: Schema, coded: ir.Table, split: str) -> dict[str, Any]:
+    """Figures of one split, of rows in codes with ``split`` and ``$history``."""
+    rows = coded.filter((coded["split"] == split).coalesce(False))
+    train = coded.filter((coded["split"] == "train").coalesce(False))
     user, item, time = rows[schema.user.name], rows[schema.item.name], rows[schema.timestamp.name]
     found = rows.aggregate(
         samples=rows.count(),
