@@ -62,7 +62,7 @@ def _fill(distinct: np.ndarray, count: int, table: np.ndarray, bits: int) -> Non
 def _number_users(
     users: np.ndarray, begin: int, distinct: np.ndarray, count: int, table: np.ndarray, bits: int, owner: np.ndarray
 ) -> Any:
-    """Number users in order of appearance from ``begin`` on; returns where it stopped for want of room, and how many."""
+    """Number users in order of appearance from ``begin`` on; returns where it stopped for lack of room, and a count."""
     for position in range(begin, len(users)):
         user = users[position]
         slot = _slot(user, bits)
