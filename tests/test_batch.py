@@ -54,7 +54,8 @@ def test_map_reaches_every_tensor_and_leaves_the_original(batch):
 
 def test_no_field_is_forgotten(batch):
     """A tensor added to Batch must be named in this test, so that map, to and pin_memory are known to reach it."""
-    assert {field.name for field in fields(Batch)} == {*TENSORS, "history", "target", "context", "step", "global_size"}
+    others = {"history", "target", "context", "step", "global_size", "on_host"}
+    assert {field.name for field in fields(Batch)} == {*TENSORS, *others}
 
 
 def test_to_another_device_and_back(batch):
@@ -63,6 +64,9 @@ def test_to_another_device_and_back(batch):
     assert {name: tensor.shape for name, tensor in tensors(there).items()} == {
         name: tensor.shape for name, tensor in tensors(batch).items()
     }
+    for again in (there, there.to("meta")):
+        assert again.on_host is not None
+        assert all(map(torch.equal, again.on_host, (batch.off_U1, batch.history_of_B)))
     same = batch.to(torch.device("cpu"), non_blocking=True)
     assert all(torch.equal(tensor, tensors(batch)[name]) for name, tensor in tensors(same).items())
 

@@ -56,6 +56,9 @@ class Batch:
     """Position of this batch in the run (epochs times batches an epoch, plus position)."""
     global_size: int
     """Samples of this step over all processes; the loss is a mean over them."""
+    on_host: tuple[Tensor, Tensor] | None = None
+    """``off_U1`` and ``history_of_B`` in host memory, where ``to`` left them: sizes are read there without waiting for
+    a device."""
 
     def __len__(self) -> int:
         return self.label_B.shape[0]
@@ -78,7 +81,8 @@ class Batch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """Copy to a device."""
-        return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        moved = self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        return replace(moved, on_host=self.on_host or (self.off_U1, self.history_of_B))
 
     def pin_memory(self) -> Batch:
         """Copy to page-locked host memory."""

@@ -6,6 +6,7 @@ Legend of shape suffixes: B samples; U histories; T events, packed; E events per
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -43,9 +44,14 @@ def by_naive(case: tuple[Tensor, ...], width: int, upstream: Tensor) -> list[Ten
     return [pooled.detach(), gate, *torch.autograd.grad(pooled, leaves, upstream.to(pooled.dtype))]
 
 
+def laid_out(implementation, x_TD: Tensor, off_U1: Tensor, query_BHD: Tensor, history_of_B: Tensor, width: int):
+    tiling = partial(implementation.tiling, x_TD.dtype, *query_BHD.shape[1:], width)
+    return segment_layout(off_U1, history_of_B, width, tiling)
+
+
 def by(implementation, case: tuple[Tensor, ...], width: int, upstream: Tensor) -> list[Tensor]:
     x_TD, off_U1, query_BHD, bias_H, history_of_B = case
-    layout = segment_layout(off_U1, history_of_B, width)
+    layout = laid_out(implementation, x_TD, off_U1, query_BHD, history_of_B, width)
     pooled, gate = implementation.forward(x_TD, query_BHD, bias_H, layout)
     return [pooled, gate, *implementation.backward(upstream.to(pooled.dtype), x_TD, query_BHD, bias_H, gate, layout)]
 
@@ -103,7 +109,7 @@ def test_output_gates_and_gradients(
     lengths = [0, 1, max(width - 1, 0), width, width + 1, 63, 0]
     case = inputs(lengths, [5, 0, 1, 5, 2, 3, 4, 3], D, H, dtype, device)
     layout = segment_layout(case[1], case[4], width)
-    upstream = torch.randn(layout.num_segments, H, D).to(device, dtype)
+    upstream = torch.randn(layout.size.num_segments, H, D).to(device, dtype)
     assert_within_twice_naive(IMPLEMENTATIONS[implementation], case, width, upstream, within)
 
 
@@ -199,9 +205,9 @@ def test_padding_of_a_short_segment_contributes_nothing(implementation: str, dev
 def test_a_longer_past_moves_no_segment(implementation: str, device: torch.device) -> None:
     x, off, query, bias, history = inputs([13], [0], 4, 2, torch.float32, device)
     ours = IMPLEMENTATIONS[implementation]
-    short, _ = ours.forward(x, query, bias, segment_layout(off, history, 5))
+    short, _ = ours.forward(x, query, bias, laid_out(ours, x, off, query, history, 5))
     longer = torch.cat([torch.randn(5, 4).to(device), x])
-    extended, _ = ours.forward(longer, query, bias, segment_layout(off * 18 // 13, history, 5))
+    extended, _ = ours.forward(longer, query, bias, laid_out(ours, longer, off * 18 // 13, query, history, 5))
     torch.testing.assert_close(extended[2:], short[1:])
     assert len(extended) == len(short) + 1
 
@@ -211,16 +217,16 @@ def test_samples_permuted_and_a_batch_split(implementation: str, device: torch.d
     lengths, samples, width = [7, 0, 12], [0, 2, 1, 2, 0], 5
     x, off, query, bias, history = inputs(lengths, samples, 4, 2, torch.float32, device)
     ours = IMPLEMENTATIONS[implementation]
-    layout = segment_layout(off, history, width)
+    layout = laid_out(ours, x, off, query, history, width)
     pooled, _ = ours.forward(x, query, bias, layout)
-    parts = pooled.split(layout.seg_off_B1.diff().tolist())
+    parts = pooled.split(layout.parts.seg_off_B1.diff().tolist())
 
     order = [3, 0, 4, 2, 1]
-    permuted, _ = ours.forward(x, query[order], bias, segment_layout(off, history[order], width))
+    permuted, _ = ours.forward(x, query[order], bias, laid_out(ours, x, off, query, history[order], width))
     torch.testing.assert_close(permuted, torch.cat([parts[i] for i in order]))
 
     halves = [
-        ours.forward(x, query[part].contiguous(), bias, segment_layout(off, history[part], width))[0]
+        ours.forward(x, query[part].contiguous(), bias, laid_out(ours, x, off, query, history[part], width))[0]
         for part in (slice(0, 2), slice(2, 5))
     ]
     torch.testing.assert_close(torch.cat(halves), pooled)
@@ -267,6 +273,27 @@ def test_op_under_autocast_no_grad_compile_and_with_views(device: torch.device) 
     )
     for one, other in zip(gradients, torch.autograd.grad(compiled(*leaves), leaves), strict=True):
         torch.testing.assert_close(one, other)
+
+
+def test_sizes_from_the_host(device: torch.device) -> None:
+    """With copies on the host nothing else is read there; on a GPU the call then never waits."""
+    x, off, query, bias, history = inputs([7, 0, 12], [1, 0, 2, 2], 4, 2, torch.float32, device)
+    plain = segmented_target_attention(x, off, query, bias, history, 5, return_gates=True)
+    elsewhere = torch.full_like(off, -1), torch.full_like(history, -1)
+    told = segmented_target_attention(
+        x, elsewhere[0], query, bias, elsewhere[1], 5, return_gates=True, on_host=(off.cpu(), history.cpu())
+    )
+    assert all(map(torch.equal, plain, told))
+
+
+@pytest.mark.parametrize("lengths", [[5, 2], [4, 3, 1], []])
+def test_parts_of_a_layout_are_aligned(lengths: list[int]) -> None:
+    """Triton compiles a kernel anew for an argument that does not begin at a multiple of 16 bytes."""
+    history_of_B = torch.arange(len(lengths))
+    layout = segment_layout(offsets(lengths), history_of_B, 2, partial(triton.tiling, torch.float32, 2, 16, 2))
+    starts = [part.storage_offset() for part in layout.parts]
+    assert all(start % 2 == 0 for start in starts), starts
+    assert [len(part) for part in layout.parts] == list(layout.lengths)
 
 
 def test_gates_carry_no_gradient(device: torch.device) -> None:

@@ -158,7 +158,7 @@ class Laser(nn.Module):
         x_TD = self._events(embedded.event_TE, batch)
 
         segment_GD, seg_off_B1, gates = self.sta(
-            x_TD, batch.off_U1, target_BD, batch.history_of_B, return_gates=return_gates
+            x_TD, batch.off_U1, target_BD, batch.history_of_B, return_gates=return_gates, on_host=batch.on_host
         )
         if self.segment_recency is not None:
             segment_GD = self.segment_recency(segment_GD, seg_off_B1)

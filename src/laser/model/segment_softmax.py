@@ -12,21 +12,25 @@ import torch
 from torch import Tensor
 
 from laser.model.recency import owner, rank_from_newest
-from laser.ops.segments import offsets
+from laser.ops.segments import segment_layout
 
 
 def segmented_softmax_attention(
-    x_TD: Tensor, off_U1: Tensor, query_BHD: Tensor, history_of_B: Tensor, width: int
+    x_TD: Tensor,
+    off_U1: Tensor,
+    query_BHD: Tensor,
+    history_of_B: Tensor,
+    width: int,
+    on_host: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Same arguments and layout as ``laser.ops.segmented_attention``, whose gates these weights replace.
 
     Returns:
         pooled_GHD, seg_off_B1, weight_EH (sums to 1 over each segment), event_off_B1.
     """
-    length_B = off_U1.diff()[history_of_B]
-    event_off_B1 = offsets(length_B)
-    seg_off_B1 = offsets((length_B + width - 1) // width)
-    num_events, num_segments = torch.stack([event_off_B1[-1], seg_off_B1[-1]]).tolist()
+    layout = segment_layout(*(on_host or (off_U1, history_of_B)), width, device=x_TD.device)
+    num_events, num_segments = layout.size.num_events, layout.size.num_segments
+    seg_off_B1, event_off_B1 = layout.parts.seg_off_B1, layout.parts.event_off_B1
     sample_E = owner(event_off_B1, num_events)
     rank_E = rank_from_newest(event_off_B1, sample_E)
     segment_E = seg_off_B1[sample_E + 1] - 1 - rank_E // width

@@ -75,7 +75,14 @@ class SegmentedTargetAttention(nn.Module):
         self.norm = nn.LayerNorm(width) if layer_norm else nn.Identity()
 
     def forward(
-        self, x_TD: Tensor, off_U1: Tensor, target_BD: Tensor, history_of_B: Tensor, *, return_gates: bool = False
+        self,
+        x_TD: Tensor,
+        off_U1: Tensor,
+        target_BD: Tensor,
+        history_of_B: Tensor,
+        *,
+        return_gates: bool = False,
+        on_host: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor, Gates | None]:
         """Segments of every sample.
 
@@ -85,6 +92,7 @@ class SegmentedTargetAttention(nn.Module):
             target_BD: targets.
             history_of_B: int64 history of each sample.
             return_gates: also return the gates (softmax weights in that ablation).
+            on_host: copies of ``off_U1`` and ``history_of_B`` in host memory, so that nothing waits for a GPU.
 
         Returns:
             segment_GD, seg_off_B1 (int64 offsets of the samples in it), and the gates or ``None``.
@@ -92,20 +100,33 @@ class SegmentedTargetAttention(nn.Module):
         # Scores and gates stay in float32 under autocast: a gate of a long history is a small difference.
         with torch.autocast(x_TD.device.type, enabled=False):
             query_BHD = self.heads.query(target_BD.to(self.heads.query_HDQ.dtype))
-            pooled_GHD, seg_off_B1, gates = self._pool(x_TD, off_U1, query_BHD, history_of_B, return_gates)
+            pooled_GHD, seg_off_B1, gates = self._pool(x_TD, off_U1, query_BHD, history_of_B, return_gates, on_host)
         if self.pooling == "mean":
             pooled_GHD = pooled_GHD / self._sizes(off_U1, history_of_B, seg_off_B1, pooled_GHD)[:, None, None]
         z_GD = self.heads.value(pooled_GHD)
         return self.norm(z_GD if self.ffn is None else z_GD + self.ffn(z_GD)), seg_off_B1, gates
 
     def _pool(
-        self, x_TD: Tensor, off_U1: Tensor, query_BHD: Tensor, history_of_B: Tensor, return_gates: bool
+        self,
+        x_TD: Tensor,
+        off_U1: Tensor,
+        query_BHD: Tensor,
+        history_of_B: Tensor,
+        return_gates: bool,
+        on_host: tuple[Tensor, Tensor] | None,
     ) -> tuple[Tensor, Tensor, Gates | None]:
         if self.gate == "softmax":
-            pooled = segmented_softmax_attention(x_TD, off_U1, query_BHD, history_of_B, self.segment_width)
+            pooled = segmented_softmax_attention(x_TD, off_U1, query_BHD, history_of_B, self.segment_width, on_host)
         else:
             pooled = segmented_target_attention(
-                x_TD, off_U1, query_BHD, self.bias_H, history_of_B, self.segment_width, return_gates=return_gates
+                x_TD,
+                off_U1,
+                query_BHD,
+                self.bias_H,
+                history_of_B,
+                self.segment_width,
+                return_gates=return_gates,
+                on_host=on_host,
             )
         return pooled[0], pooled[1], Gates(*pooled[2:]) if return_gates else None
 

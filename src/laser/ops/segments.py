@@ -12,15 +12,20 @@ oldest may be short and a longer past never moves a boundary::
     order_B        [ 0, 2, 1 ]                samples by history
     sample_off_U1  [ 0, 2, 3 ]                where each history's samples begin in order_B
 
-Legend of shape suffixes: B samples; U histories; T events, packed; G segments, packed;
-N tiles of events; C segments of one chunk; W segment width.
+All of it is computed on the host and travels to a GPU in one copy: kernels for it would be some twenty launches, and
+the host would have to wait for the sizes of the outputs.
+
+Legend of shape suffixes: B samples; U histories; T events, packed; G segments, packed; I parts, one after another;
+N forward tiles; M backward tiles; C segments of one chunk; W segment width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,76 +33,132 @@ CHUNK_BYTES = 1 << 22
 """Gathered events of one chunk: small enough to stay in the cache, large enough to hide the cost of the calls."""
 
 
-@dataclass(frozen=True)
-class SegmentLayout:
-    """Offsets of segments, gates and samples; all tensors int64 on one device."""
+class Tiling(NamedTuple):
+    """How kernels cut histories among programs; 0 events where nothing is cut."""
+
+    forward_events: int = 0
+    backward_events: int = 0
+    backward_steps: int = 1
+    """Programs of a backward tile."""
+
+
+class Sizes(NamedTuple):
+    """Numbers of a layout that the host must know."""
+
+    width: int
+    num_segments: int
+    num_events: int
+    most_samples: int
+    """Samples of the history that has most of them."""
+    num_pairs: int
+    """Pairs of a sample and a backward program of its history."""
+
+
+class Parts(NamedTuple):
+    """Offsets and indices of a layout, int64."""
 
     off_U1: Tensor
     history_of_B: Tensor
-    width: int
     seg_off_B1: Tensor
     event_off_B1: Tensor
     order_B: Tensor
     sample_off_U1: Tensor
-    num_segments: int
-    num_events: int
-    most_samples: int
-    """Samples of the history that has most of them, at least."""
-    tile_events: int
-    """Events of a tile, or 0 for a layout without tiles."""
-    tile_off_U1: Tensor
-    history_of_N: Tensor
+    forward_tile_off_U1: Tensor
+    """The first tile of each history, and their number."""
+    forward_history_of_N: Tensor
+    """The history of each tile."""
+    backward_tile_off_U1: Tensor
+    backward_history_of_M: Tensor
+    pair_off_B1: Tensor
+    """The first (sample, backward program) pair of each sample, and their number."""
 
 
+@dataclass(frozen=True)
+class SegmentLayout:
+    """The segments of every sample, and the tiles of every history.
+
+    Flat, because an operator takes tensors and numbers only.
+    """
+
+    index_I: Tensor
+    """All parts, one after another, on the device of the events."""
+    lengths: Sequence[int]
+    """Of the parts."""
+    sizes: Sequence[int]
+    """In the order of ``Sizes``."""
+
+    @property
+    def parts(self) -> Parts:
+        """Views of the index."""
+        padded = self.index_I.split([_padded(length) for length in self.lengths])
+        return Parts(*(part[:length] for part, length in zip(padded, self.lengths, strict=True)))
+
+    @property
+    def size(self) -> Sizes:
+        """Sizes by name."""
+        return Sizes(*self.sizes)
+
+
+@torch.compiler.disable
 def segment_layout(
-    off_U1: Tensor, history_of_B: Tensor, width: int, *, num_rows: int = 0, tile_events: int = 0
+    off_U1: Tensor,
+    history_of_B: Tensor,
+    width: int,
+    tiling: Callable[[bool], Tiling] | None = None,
+    device: torch.device | None = None,
 ) -> SegmentLayout:
-    """Lay out the segments of every sample, and with ``tile_events`` the tiles of ``num_rows`` events.
+    """Lay out the segments of every sample.
 
-    The totals size the outputs: on a GPU reading them is the one synchronisation of segmented attention.
+    Args:
+        off_U1: int64 [U + 1] offsets of the histories. On the host; from a GPU they are fetched first, for which the
+            host must wait.
+        history_of_B: int64 [B], the history of each sample; likewise.
+        width: events a segment.
+        tiling: gives the kernels' tiles, told whether any history has several samples. Default: no tiles.
+        device: where the layout is needed; ``None``: where ``off_U1`` is.
     """
-    length_B = off_U1.diff()[history_of_B]
-    seg_off_B1 = offsets((length_B + width - 1) // width)
-    event_off_B1 = offsets(length_B)
-    order_B = torch.argsort(history_of_B, stable=True)
-    sample_off_U1 = torch.searchsorted(history_of_B[order_B], torch.arange(len(off_U1), device=off_U1.device))
-    if tile_events:
-        tile_off_U1, history_of_N = tiles(off_U1, num_rows, tile_events)
-    else:
-        tile_off_U1 = history_of_N = off_U1.new_empty(0)
-    samples_of_U = torch.nn.functional.pad(sample_off_U1.diff(), (0, 1))  # a batch without histories has a maximum, too
-    totals = torch.stack([seg_off_B1[-1], event_off_B1[-1], samples_of_U.max()]).tolist()
-    return SegmentLayout(
-        off_U1,
-        history_of_B,
-        width,
-        seg_off_B1,
-        event_off_B1,
-        order_B,
-        sample_off_U1,
-        *totals,
-        tile_events,
-        tile_off_U1,
-        history_of_N,
-    )
+    off, history = off_U1.cpu().numpy(), history_of_B.cpu().numpy()
+    length = np.diff(off)
+    samples = np.bincount(history, minlength=len(length))
+    most_samples = int(samples.max(initial=0))
+    tiles = tiling(most_samples > 1) if tiling else Tiling()
+    forward, backward = _tiles(length, tiles.forward_events), _tiles(length, tiles.backward_events)
+    pair_off = offsets(np.diff(backward[0])[history] * tiles.backward_steps)
+    seg_off, event_off = offsets(-(-length // width)[history]), offsets(length[history])
+    order = np.argsort(history, kind="stable")
+    parts = [off, history, seg_off, event_off, order, offsets(samples), *forward, *backward, pair_off]
+    sizes = Sizes(width, int(seg_off[-1]), int(event_off[-1]), most_samples, int(pair_off[-1]))
+    return SegmentLayout(_on(device or off_U1.device, parts), [len(part) for part in parts], sizes)
 
 
-def offsets(count_B: Tensor) -> Tensor:
-    """Where each of consecutive runs begins, and the total: int64 [B + 1]."""
-    return torch.nn.functional.pad(count_B.cumsum(0), (1, 0))
+def offsets(count: np.ndarray) -> np.ndarray:
+    """Where each of consecutive runs begins, and the total: int64, one longer than ``count``."""
+    found = np.zeros(len(count) + 1, np.int64)
+    np.cumsum(count, out=found[1:])
+    return found
 
 
-def tiles(off_U1: Tensor, num_rows: int, tile: int) -> tuple[Tensor, Tensor]:
-    """Cut every history into tiles of at most ``tile`` rows, without reading a size back from the device.
+def _tiles(length: np.ndarray, events: int) -> tuple[np.ndarray, np.ndarray]:
+    """The first tile of each history, and the history of each tile."""
+    count = -(-length // events) if events else np.zeros_like(length)
+    return offsets(count), np.repeat(np.arange(len(length)), count)
 
-    Returns:
-        The first tile of each history [U + 1], and the history of each tile [N], where N is an upper bound by at most
-        U: a tile past the last belongs to history U.
-    """
-    tile_off_U1 = offsets((off_U1.diff() + tile - 1) // tile)
-    bound = len(off_U1) - 1 + num_rows // tile
-    history_of_N = torch.searchsorted(tile_off_U1, torch.arange(bound, device=off_U1.device), right=True) - 1
-    return tile_off_U1, history_of_N
+
+def _padded(length: int) -> int:
+    """Every part begins at a multiple of 16 bytes: kernels are compiled anew for another alignment."""
+    return length + length % 2
+
+
+def _on(device: torch.device, parts: list[np.ndarray]) -> Tensor:
+    """The parts as one tensor; to a GPU without waiting for the copy."""
+    index_I = torch.zeros(sum(_padded(len(part)) for part in parts), dtype=torch.int64)
+    if device.type == "cuda":
+        index_I = index_I.pin_memory()
+    first, host = 0, index_I.numpy()
+    for part in parts:
+        host[first : first + len(part)] = part
+        first += _padded(len(part))
+    return index_I.to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)
@@ -113,19 +174,20 @@ class Chunk:
 
 def chunks(layout: SegmentLayout, row_bytes: int) -> Iterator[Chunk]:
     """Cut the segments of all samples into chunks."""
-    device = layout.seg_off_B1.device
-    samples_B = torch.arange(len(layout.history_of_B), device=device)
-    sample_G = samples_B.repeat_interleave(layout.seg_off_B1.diff(), output_size=layout.num_segments)
-    history_G = layout.history_of_B[sample_G]
-    to_newest_G = layout.seg_off_B1[1:][sample_G] - torch.arange(layout.num_segments, device=device)
-    first_G = layout.off_U1[1:][history_G] - to_newest_G * layout.width
-    start_G = layout.off_U1[history_G]
+    parts, (width, num_segments, *_) = layout.parts, layout.sizes
+    device = layout.index_I.device
+    samples_B = torch.arange(len(parts.history_of_B), device=device)
+    sample_G = samples_B.repeat_interleave(parts.seg_off_B1.diff(), output_size=num_segments)
+    history_G = parts.history_of_B[sample_G]
+    to_newest_G = parts.seg_off_B1[1:][sample_G] - torch.arange(num_segments, device=device)
+    first_G = parts.off_U1[1:][history_G] - to_newest_G * width
+    start_G = parts.off_U1[history_G]
     # Segments are packed in the order of gates, so a chunk's gates are consecutive: those before its first live row.
-    live_rows_G = first_G.add(layout.width) - torch.maximum(first_G, start_G)
-    gate_off_G1 = offsets(live_rows_G)
-    size = max(1, CHUNK_BYTES // (layout.width * row_bytes))
-    within_W = torch.arange(layout.width, device=device)
-    bounds = [*range(0, layout.num_segments, size), layout.num_segments]
+    live_rows_G = first_G.add(width) - torch.maximum(first_G, start_G)
+    gate_off_G1 = torch.nn.functional.pad(live_rows_G.cumsum(0), (1, 0))
+    size = max(1, CHUNK_BYTES // (width * row_bytes))
+    within_W = torch.arange(width, device=device)
+    bounds = [*range(0, num_segments, size), num_segments]
     gate_bounds = gate_off_G1[torch.tensor(bounds, device=device)].tolist()
     for i in range(len(bounds) - 1):
         part = slice(bounds[i], bounds[i + 1])

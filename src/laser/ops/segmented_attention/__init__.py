@@ -13,6 +13,8 @@ G segments, packed; H heads; D event width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +22,7 @@ from torch import Tensor
 
 from laser.ops.availability import use_triton
 from laser.ops.segmented_attention import cpu
-from laser.ops.segments import SegmentLayout, segment_layout
+from laser.ops.segments import SegmentLayout, Sizes, segment_layout
 
 __all__ = ["segmented_target_attention"]
 
@@ -34,6 +36,7 @@ def segmented_target_attention(
     width: int,
     *,
     return_gates: bool = False,
+    on_host: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gate every event of a sample's history by its target, and sum each segment.
 
@@ -51,6 +54,8 @@ def segmented_target_attention(
         history_of_B: int64 [B], the history of each sample; many samples may share one.
         width: events a segment, at least 1.
         return_gates: also return the gates, for analysis: no gradient flows through them.
+        on_host: copies of ``off_U1`` and ``history_of_B`` in host memory. Without them a GPU's are fetched, for which
+            the host must wait.
 
     Returns:
         pooled_GHD [G, H, D] in the dtype of ``x_TD`` (G = sum over samples of ceil(length / width), a sample's segments
@@ -61,12 +66,18 @@ def segmented_target_attention(
         ValueError: when shapes or dtypes do not fit each other.
     """
     check(x_TD, off_U1, query_BHD, bias_H, history_of_B, width)
-    tile_events = _implementation(x_TD).tile_events(*query_BHD.shape[1:], width)
-    layout = segment_layout(off_U1, history_of_B, width, num_rows=len(x_TD), tile_events=tile_events)
+    layout = lay_out(x_TD, query_BHD, *(on_host or (off_U1, history_of_B)), width)
     pooled_GHD, gate_EH = attend(x_TD, query_BHD, bias_H, layout, return_gates=return_gates)
+    parts = layout.parts
     if return_gates:
-        return pooled_GHD, layout.seg_off_B1, gate_EH.detach(), layout.event_off_B1
-    return pooled_GHD, layout.seg_off_B1
+        return pooled_GHD, parts.seg_off_B1, gate_EH.detach(), parts.event_off_B1
+    return pooled_GHD, parts.seg_off_B1
+
+
+def lay_out(x_TD: Tensor, query_BHD: Tensor, off_U1: Tensor, history_of_B: Tensor, width: int) -> SegmentLayout:
+    """The layout with the tiles of the implementation that serves ``x_TD``."""
+    tiling = partial(_implementation(x_TD).tiling, x_TD.dtype, *query_BHD.shape[1:], width)
+    return segment_layout(off_U1, history_of_B, width, tiling, x_TD.device)
 
 
 def attend(
@@ -74,7 +85,9 @@ def attend(
 ) -> tuple[Tensor, Tensor]:
     """The op on a layout that is already known: pooled_GHD, and gate_EH, which may be empty unless asked for."""
     # The CPU's backward reads the gates; Triton's computes them again.
-    return _forward(x_TD, query_BHD, bias_H, return_gates or not use_triton(x_TD), *_flat(layout))
+    return _forward(
+        x_TD, query_BHD, bias_H, return_gates or not use_triton(x_TD), layout.index_I, layout.lengths, layout.sizes
+    )
 
 
 def check(x_TD: Tensor, off_U1: Tensor, query_BHD: Tensor, bias_H: Tensor, history_of_B: Tensor, width: int) -> None:
@@ -96,59 +109,17 @@ def check(x_TD: Tensor, off_U1: Tensor, query_BHD: Tensor, bias_H: Tensor, histo
         raise ValueError(f"segment width is {width}; pass at least 1")
 
 
-def _flat(layout: SegmentLayout) -> tuple[Any, ...]:
-    return (
-        layout.off_U1,
-        layout.history_of_B,
-        layout.width,
-        layout.seg_off_B1,
-        layout.event_off_B1,
-        layout.order_B,
-        layout.sample_off_U1,
-        layout.num_segments,
-        layout.num_events,
-        layout.most_samples,
-        layout.tile_events,
-        layout.tile_off_U1,
-        layout.history_of_N,
-    )
-
-
 @torch.library.custom_op("laser::segmented_attention", mutates_args=())
 def _forward(
     x_TD: Tensor,
     query_BHD: Tensor,
     bias_H: Tensor,
     keep_gates: bool,
-    off_U1: Tensor,
-    history_of_B: Tensor,
-    width: int,
-    seg_off_B1: Tensor,
-    event_off_B1: Tensor,
-    order_B: Tensor,
-    sample_off_U1: Tensor,
-    num_segments: int,
-    num_events: int,
-    most_samples: int,
-    tile_events: int,
-    tile_off_U1: Tensor,
-    history_of_N: Tensor,
+    index_I: Tensor,
+    lengths: Sequence[int],
+    sizes: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
-    layout = SegmentLayout(
-        off_U1,
-        history_of_B,
-        width,
-        seg_off_B1,
-        event_off_B1,
-        order_B,
-        sample_off_U1,
-        num_segments,
-        num_events,
-        most_samples,
-        tile_events,
-        tile_off_U1,
-        history_of_N,
-    )
+    layout = SegmentLayout(index_I, lengths, sizes)
     inputs = (x_TD.contiguous(), query_BHD.contiguous(), bias_H.contiguous())
     with torch.autocast(x_TD.device.type, enabled=False):
         return _implementation(x_TD).forward(*inputs, layout, keep_gates=keep_gates)
@@ -161,35 +132,11 @@ def _backward(
     query_BHD: Tensor,
     bias_H: Tensor,
     gate_EH: Tensor,
-    off_U1: Tensor,
-    history_of_B: Tensor,
-    width: int,
-    seg_off_B1: Tensor,
-    event_off_B1: Tensor,
-    order_B: Tensor,
-    sample_off_U1: Tensor,
-    num_segments: int,
-    num_events: int,
-    most_samples: int,
-    tile_events: int,
-    tile_off_U1: Tensor,
-    history_of_N: Tensor,
+    index_I: Tensor,
+    lengths: Sequence[int],
+    sizes: Sequence[int],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    layout = SegmentLayout(
-        off_U1,
-        history_of_B,
-        width,
-        seg_off_B1,
-        event_off_B1,
-        order_B,
-        sample_off_U1,
-        num_segments,
-        num_events,
-        most_samples,
-        tile_events,
-        tile_off_U1,
-        history_of_N,
-    )
+    layout = SegmentLayout(index_I, lengths, sizes)
     inputs = (d_pooled_GHD.contiguous(), x_TD.contiguous(), query_BHD.contiguous(), bias_H.contiguous(), gate_EH)
     with torch.autocast(x_TD.device.type, enabled=False):
         return _implementation(x_TD).backward(*inputs, layout)
@@ -204,28 +151,12 @@ def _implementation(x_TD: Tensor) -> Any:
 
 
 @_forward.register_fake
-def _(
-    x_TD,
-    query_BHD,
-    bias_H,
-    keep_gates,
-    off_U1,
-    history_of_B,
-    width,
-    seg_off_B1,
-    event_off_B1,
-    order_B,
-    sample_off_U1,
-    num_segments,
-    num_events,
-    most_samples,
-    tile_events,
-    tile_off_U1,
-    history_of_N,
-):
+def _(x_TD, query_BHD, bias_H, keep_gates, index_I, lengths, sizes):
     H, D = query_BHD.shape[1:]
     wide = torch.promote_types(x_TD.dtype, torch.float32)
-    return x_TD.new_empty(num_segments, H, D), x_TD.new_empty(num_events if keep_gates else 0, H, dtype=wide)
+    size = Sizes(*sizes)
+    num_gates = size.num_events if keep_gates else 0
+    return x_TD.new_empty(size.num_segments, H, D), x_TD.new_empty(num_gates, H, dtype=wide)
 
 
 @_backward.register_fake
@@ -235,32 +166,17 @@ def _(d_pooled_GHD, x_TD, query_BHD, bias_H, gate_EH, *layout):
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x_TD, query_BHD, bias_H, _, off_U1, history_of_B, width, *offsets = inputs[:11]
+    x_TD, query_BHD, bias_H, _, index_I, ctx.lengths, ctx.sizes = inputs
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(x_TD, query_BHD, bias_H, output[1], off_U1, history_of_B, *offsets, *inputs[15:])
-    ctx.width, ctx.sizes = width, inputs[11:15]
+    ctx.save_for_backward(x_TD, query_BHD, bias_H, output[1], index_I)
 
 
 def _gradients(ctx: Any, d_pooled_GHD: Tensor | None, _d_gate: Tensor | None) -> tuple[Tensor | None, ...]:
     if d_pooled_GHD is None:
-        return (None,) * 17
-    x_TD, query_BHD, bias_H, gate_EH, off_U1, history_of_B, *offsets, tile_off_U1, history_of_N = ctx.saved_tensors
-    d_x_TD, d_query_BHD, d_bias_H = _backward(
-        d_pooled_GHD,
-        x_TD,
-        query_BHD,
-        bias_H,
-        gate_EH,
-        off_U1,
-        history_of_B,
-        ctx.width,
-        *offsets,
-        *ctx.sizes,
-        tile_off_U1,
-        history_of_N,
-    )
-    return d_x_TD, d_query_BHD, d_bias_H.to(bias_H.dtype), *(None,) * 14
+        return (None,) * 7
+    d_x_TD, d_query_BHD, d_bias_H = _backward(d_pooled_GHD, *ctx.saved_tensors, ctx.lengths, ctx.sizes)
+    return d_x_TD, d_query_BHD, d_bias_H.to(ctx.saved_tensors[2].dtype), None, None, None, None
 
 
 _forward.register_autograd(_gradients, setup_context=_setup_context)

@@ -29,7 +29,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from laser.ops.segments import SegmentLayout, offsets, tiles
+from laser.ops.segments import SegmentLayout, Tiling
 
 INTERPRETED = triton.knobs.runtime.interpret
 """Triton's interpreter multiplies bfloat16 as if it were integers; there products are float32."""
@@ -72,7 +72,7 @@ def gates(x_ED, query_RD, bias_R, own_RE, SPLIT: tl.constexpr):
     return tl.where(own_RE, 1.0 / (1.0 + tl.exp(-score_RE)), 0.0)
 
 
-@triton.jit(do_not_specialize=["num_histories"])
+@triton.jit
 def forward_kernel(
     x_TD,
     query_BHD,
@@ -86,7 +86,6 @@ def forward_kernel(
     history_of_N,
     pooled_GHD,
     gate_EH,
-    num_histories,
     width,
     H: tl.constexpr,
     D: tl.constexpr,
@@ -102,8 +101,6 @@ def forward_kernel(
     """Pool and gate BLOCK_S segments of one history, for each of its samples."""
     tile = tl.program_id(0).to(tl.int64)
     history = tl.load(history_of_N + tile)
-    if history >= num_histories:
-        return
     start = tl.load(off_U1 + history)
     # Tiles are numbered from the newest; the first rows of the oldest may lie before the history.
     newer = (tile - tl.load(tile_off_U1 + history)) * BLOCK_S
@@ -186,7 +183,7 @@ def store_partial(
         tl.store(d_bias_PH + pair * H + h, tl.sum(tl.where(head_R == h, d_bias_R, 0.0), axis=0))
 
 
-@triton.jit(do_not_specialize=["num_histories"])
+@triton.jit
 def backward_kernel(
     x_TD,
     query_BHD,
@@ -202,7 +199,6 @@ def backward_kernel(
     d_x_TD,
     d_query_PHD,
     d_bias_PH,
-    num_histories,
     width,
     H: tl.constexpr,
     D: tl.constexpr,
@@ -222,8 +218,6 @@ def backward_kernel(
     """
     tile = (tl.program_id(0) // STEPS).to(tl.int64)
     history = tl.load(history_of_N + tile)
-    if history >= num_histories:
-        return
     start = tl.load(off_U1 + history)
     part = tile - tl.load(tile_off_U1 + history)
     newer = part * BLOCK_S
@@ -328,11 +322,6 @@ def tile_config(H: int, D: int, width: int) -> dict[str, int]:
     return {"BLOCK_D": block_d, "BLOCK_S": segments, "BLOCK_R": rows, "BLOCK_E": 16}
 
 
-def tile_events(H: int, D: int, width: int) -> int:
-    """Events of a tile, the unit of ``SegmentLayout.tile_off_U1``."""
-    return tile_config(H, D, width)["BLOCK_S"] * width
-
-
 def forward_config(H: int, D: int, width: int, split: bool) -> dict[str, int]:
     """Tile and launch of the forward kernel."""
     warps = 4 if D > 128 else 1 if split else 2
@@ -352,43 +341,44 @@ def backward_config(H: int, D: int, width: int, split: bool, shared: bool) -> di
     return config | {"BLOCK_S": segments, "BLOCK_E": events, "STAGES": 1, "num_warps": 4}
 
 
+def tiling(dtype: torch.dtype, H: int, D: int, width: int, shared: bool) -> Tiling:
+    """Tiles that the kernels expect of a layout."""
+    split = _split(dtype)
+    events = tile_config(H, D, width)["BLOCK_S"] * width
+    config = backward_config(H, D, width, split, shared)
+    backward_events = config["BLOCK_S"] * width
+    return Tiling(events, backward_events, -(-backward_events // config["BLOCK_E"]) if shared else 1)
+
+
 def forward(
-    x_TD: Tensor,
-    query_BHD: Tensor,
-    bias_H: Tensor,
-    layout: SegmentLayout,
-    *,
-    keep_gates: bool = True,
-    config: dict[str, int] | None = None,
+    x_TD: Tensor, query_BHD: Tensor, bias_H: Tensor, layout: SegmentLayout, *, keep_gates: bool = True
 ) -> tuple[Tensor, Tensor]:
     """Pooled segments [G, H, D] in the dtype of x, and float32 gates [E, H] if asked for; inputs contiguous."""
     H, D = query_BHD.shape[1:]
-    config = config or forward_config(H, D, layout.width, _split(x_TD))
-    pooled_GHD = x_TD.new_empty(layout.num_segments, H, D)
-    gate_EH = x_TD.new_empty(layout.num_events if keep_gates else 0, H, dtype=torch.float32)
-    events = config["BLOCK_S"] * layout.width
-    tile_off_U1, history_of_N = _tiles(layout, len(x_TD), events)
-    if len(query_BHD) and len(history_of_N):
-        launch: Any = forward_kernel[(len(history_of_N),)]
+    parts, size, split = layout.parts, layout.size, _split(x_TD.dtype)
+    config = forward_config(H, D, size.width, split)
+    pooled_GHD = x_TD.new_empty(size.num_segments, H, D)
+    gate_EH = x_TD.new_empty(size.num_events if keep_gates else 0, H, dtype=torch.float32)
+    if size.num_segments:
+        launch: Any = forward_kernel[(len(parts.forward_history_of_N),)]
         launch(
             x_TD,
             query_BHD,
             bias_H,
-            layout.off_U1,
-            layout.seg_off_B1,
-            layout.event_off_B1,
-            layout.order_B,
-            layout.sample_off_U1,
-            tile_off_U1,
-            history_of_N,
+            parts.off_U1,
+            parts.seg_off_B1,
+            parts.event_off_B1,
+            parts.order_B,
+            parts.sample_off_U1,
+            parts.forward_tile_off_U1,
+            parts.forward_history_of_N,
             pooled_GHD,
             gate_EH,
-            len(layout.off_U1) - 1,
-            layout.width,
+            size.width,
             H=H,
             D=D,
-            ONE_STEP=events <= config["BLOCK_E"],
-            SPLIT=_split(x_TD),
+            ONE_STEP=config["BLOCK_S"] * size.width <= config["BLOCK_E"],
+            SPLIT=split,
             KEEP_GATES=keep_gates,
             **config,
         )
@@ -396,54 +386,44 @@ def forward(
 
 
 def backward(
-    d_pooled_GHD: Tensor,
-    x_TD: Tensor,
-    query_BHD: Tensor,
-    bias_H: Tensor,
-    gate_EH: Tensor,
-    layout: SegmentLayout,
-    config: dict[str, int] | None = None,
+    d_pooled_GHD: Tensor, x_TD: Tensor, query_BHD: Tensor, bias_H: Tensor, gate_EH: Tensor, layout: SegmentLayout
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x [T, D], query [B, H, D] (each in its dtype) and bias [H] (float32); inputs contiguous.
 
     ``gate_EH`` is not read: computing gates again costs less than memory does.
     """
     B, H, D = query_BHD.shape
-    shared = layout.most_samples > 1
-    config = config or backward_config(H, D, layout.width, _split(x_TD), shared)
-    events = config["BLOCK_S"] * layout.width
-    steps = -(-events // config["BLOCK_E"]) if shared else 1
-    tile_off_U1, history_of_N = _tiles(layout, len(x_TD), events)
-    pair_off_B1 = offsets(tile_off_U1.diff()[layout.history_of_B] * steps)
-    num_pairs = (B + layout.num_events // events) * steps
+    parts, size, split = layout.parts, layout.size, _split(x_TD.dtype)
+    shared = size.most_samples > 1
+    config = backward_config(H, D, size.width, split, shared)
+    steps = tiling(x_TD.dtype, H, D, size.width, shared).backward_steps
     d_x_TD, d_query_BHD = torch.empty_like(x_TD), torch.empty_like(query_BHD)
-    d_query_PHD = x_TD.new_empty(num_pairs, H, D, dtype=torch.float32)
-    d_bias_PH = x_TD.new_empty(num_pairs, H, dtype=torch.float32)
+    d_query_PHD = x_TD.new_empty(size.num_pairs, H, D, dtype=torch.float32)
+    d_bias_PH = x_TD.new_empty(size.num_pairs, H, dtype=torch.float32)
     d_bias_BH = x_TD.new_empty(B, H, dtype=torch.float32)
-    if len(history_of_N):
-        launch: Any = backward_kernel[(len(history_of_N) * steps,)]
+    if num_tiles := len(parts.backward_history_of_M):
+        launch: Any = backward_kernel[(num_tiles * steps,)]
         launch(
             x_TD,
             query_BHD,
             bias_H,
             d_pooled_GHD,
-            layout.off_U1,
-            layout.seg_off_B1,
-            layout.order_B,
-            layout.sample_off_U1,
-            tile_off_U1,
-            history_of_N,
-            pair_off_B1,
+            parts.off_U1,
+            parts.seg_off_B1,
+            parts.order_B,
+            parts.sample_off_U1,
+            parts.backward_tile_off_U1,
+            parts.backward_history_of_M,
+            parts.pair_off_B1,
             d_x_TD,
             d_query_PHD,
             d_bias_PH,
-            len(layout.off_U1) - 1,
-            layout.width,
+            size.width,
             H=H,
             D=D,
             STEPS=steps,
             SHARED=shared,
-            SPLIT=_split(x_TD),
+            SPLIT=split,
             **config,
         )
     if B:
@@ -452,7 +432,7 @@ def backward(
         launch(
             d_query_PHD,
             d_bias_PH,
-            pair_off_B1,
+            parts.pair_off_B1,
             d_query_BHD,
             d_bias_BH,
             H=H,
@@ -464,12 +444,5 @@ def backward(
     return d_x_TD, d_query_BHD, d_bias_BH.sum(0)
 
 
-def _tiles(layout: SegmentLayout, num_rows: int, events: int) -> tuple[Tensor, Tensor]:
-    """The layout's tiles, or others where the configuration differs from the default."""
-    if layout.tile_events == events:
-        return layout.tile_off_U1, layout.history_of_N
-    return tiles(layout.off_U1, num_rows, events)
-
-
-def _split(x_TD: Tensor) -> bool:
-    return x_TD.dtype == torch.bfloat16 and not INTERPRETED
+def _split(dtype: torch.dtype) -> bool:
+    return dtype == torch.bfloat16 and not INTERPRETED

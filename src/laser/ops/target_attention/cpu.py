@@ -33,9 +33,10 @@ def forward(query_BHD: Tensor, seg_GD: Tensor, seg_off_B1: Tensor) -> tuple[Tens
     B, H, D = query_BHD.shape
     query_BHD = query_BHD.to(wide)
     layout = layout_of(seg_off_B1)
-    sample_N = layout.history_of_B.repeat_interleave(layout.seg_off_B1.diff(), output_size=layout.num_segments)
-    top_NH, sum_NH = query_BHD.new_empty(2, layout.num_segments, H)
-    pooled_NHD = query_BHD.new_empty(layout.num_segments, H, D)
+    parts, num_tiles = layout.parts, layout.size.num_segments
+    sample_N = parts.history_of_B.repeat_interleave(parts.seg_off_B1.diff(), output_size=num_tiles)
+    top_NH, sum_NH = query_BHD.new_empty(2, num_tiles, H)
+    pooled_NHD = query_BHD.new_empty(num_tiles, H, D)
     for chunk in chunks(layout, D * wide.itemsize):
         seg_CWD = gather(seg_GD, chunk, wide)
         score_CWH = torch.bmm(seg_CWD, query_BHD[chunk.sample_C].transpose(1, 2))
