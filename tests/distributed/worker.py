@@ -22,7 +22,7 @@ from laser.data.prepared import PreparedData
 from laser.model.laser import Laser
 from laser.train.callbacks import RunRecord
 from laser.train.datamodule import CTRDataModule
-from laser.train.module import CTRModule
+from laser.train.module import CTRModule, finite
 from laser.train.optim import DenseOptimizer, TableOptimizer
 from laser.train.predictions import PredictionWriter
 from laser.train.sharding import Sharding
@@ -47,25 +47,38 @@ WORLD_SIZE = int(os.environ["WORLD_SIZE"])  # Lightning removes it after the fir
 
 
 class Watch(pl.Callback):
-    """Records the loss of every step over all processes, and saves a checkpoint after one of them."""
+    """Records each step's loss over all processes, its rows and a random number; saves checkpoints on request."""
 
-    def __init__(self, save_after: int | None, path: Path) -> None:
+    def __init__(self, job: dict) -> None:
         self.losses: dict[int, float] = {}
         self.shares: list[int] = []
-        self.save_after, self.path = save_after, path
+        self.rows: list[list[int]] = []
+        self.random: list[float] = []
+        self.validations: list[dict] = []
+        self.save_after, self.in_validation = job.get("save_after"), job.get("save_in_validation", False)
+        self.folder = Path(job["folder"])
+
+    def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
+        if self.in_validation and batch_idx == 1 and not self.validations:
+            trainer.save_checkpoint(self.folder / "validating.ckpt")
+
+    def on_validation_end(self, trainer, pl_module) -> None:
+        self.validations.append(finite(pl_module.validation))
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         loss = outputs["loss"].detach().clone()
         dist.all_reduce(loss)
         self.losses[trainer.global_step] = float(loss) / trainer.world_size
         self.shares.append(len(batch))
+        self.rows.append(batch.row_B.tolist())
+        self.random.append(float(torch.rand(())))
         if trainer.global_step == self.save_after:
-            trainer.save_checkpoint(self.path)
+            trainer.save_checkpoint(self.folder / "middle.ckpt")
 
 
 def run(job: dict) -> None:
     folder = Path(job["folder"])
-    watch = Watch(job.get("save_after"), folder / "middle.ckpt")
+    watch = Watch(job)
     module = CTRModule(
         partial(Laser, **NETWORK, experts=job.get("experts", 0)),
         TableOptimizer(name=job.get("optimizer", "adagrad"), max_gradient=job.get("max_gradient")),
@@ -96,7 +109,8 @@ def run(job: dict) -> None:
         # Evaluation starts from a checkpoint, as on the command line.
         trainer.test(module, data, ckpt_path=job.get("checkpoint") or str(folder / "end.ckpt"), verbose=False)
     rank = trainer.global_rank
-    (folder / f"losses.{rank}.json").write_text(json.dumps({"losses": watch.losses, "shares": watch.shares}))
+    names = ("losses", "shares", "rows", "random", "validations")
+    (folder / f"losses.{rank}.json").write_text(json.dumps({name: getattr(watch, name) for name in names}))
 
 
 def by_hand(job: dict) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import resource
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
+from random import Random
 
+import google_crc32c
 import pytest
 import torch
 
@@ -72,7 +76,7 @@ def test_no_checkpoint_and_another_format_are_named(path, tmp_path):
     with pytest.raises(ValueError, match="no checkpoint at"):
         read_facts(tmp_path)
     (path / "facts.json").write_text('{"format": 9}')
-    with pytest.raises(ValueError, match=r"format 9.*format 1"):
+    with pytest.raises(ValueError, match=r"format 9.*format 2"):
         read_facts(path)
 
 
@@ -83,7 +87,8 @@ def test_the_index_constructs_no_foreign_type(path, tmp_path, payload):
             return payload, (f"open({str(tmp_path / 'ran')!r}, 'w')",)
 
     (path / ".metadata").write_bytes(pickle.dumps(Evil()))
-    with pytest.raises(ValueError, match="damaged index"):
+    replace_checksum(path, ".metadata")
+    with pytest.raises(ValueError, match=r"damaged \(no index of tensors: type .* is not allowed"):
         load(path, tensors(0.0), FACTS, training=True)
     assert not (tmp_path / "ran").exists()
 
@@ -94,8 +99,85 @@ def test_trainer_state_runs_no_code(path):
             return os.getcwd, ()
 
     torch.save({"evil": Evil()}, path / "trainer.pt")
-    with pytest.raises(pickle.UnpicklingError):
+    replace_checksum(path, "trainer.pt")
+    with pytest.raises(ValueError, match=r"trainer.pt is damaged .*more than plain values"):
         load(path, tensors(0.0), FACTS, training=True)
+
+
+def replace_checksum(path: Path, name: str) -> None:
+    """Make the checksum of a file right, as someone would who means harm."""
+    facts = read_facts(path)
+    facts["checksums"][name] = google_crc32c.value((path / name).read_bytes())
+    (path / "facts.json").write_text(json.dumps(facts))
+
+
+@pytest.mark.parametrize("name", ["trainer.pt", ".metadata", "__0_0.distcp", "__0_0.distcp.crc32c"])
+@pytest.mark.parametrize("damage", ["flipped", "cut", "missing"])
+def test_a_damaged_file_is_named(path, name, damage):
+    file = path / name
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 8
+    file.write_bytes(content if damage == "flipped" else content[:-20])
+    if damage == "missing":
+        file.unlink()
+    with pytest.raises(ValueError, match=f"{name}.* is damaged") as caught:
+        load(path, tensors(0.0), FACTS, training=True)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_byte_of_the_tensors_is_guarded(path):
+    """Whatever bit of the values changes, they are refused rather than loaded."""
+    file = path / "__0_0.distcp"
+    whole = file.read_bytes()
+    for place in range(0, len(whole), 97):
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        live = tensors(0.0)
+        try:
+            load(path, live, FACTS, training=True)
+        except ValueError:
+            continue
+        # Between the pieces there is nothing that is read.
+        assert torch.equal(live["model.w"], tensors(1.0)["model.w"])
+
+
+@pytest.mark.timeout(120)
+def test_killed_while_saving_leaves_a_whole_checkpoint(path):
+    """SIGKILL at random times: the directory holds one save entirely, that before or the one that was going on."""
+    script = textwrap.dedent(f"""
+        import itertools, torch, torch.distributed as dist
+        from laser.train.checkpoint import save
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        for value in itertools.count(2):
+            w = torch.full((1000, 3), float(value))
+            save({str(path)!r}, {{"model.w": w, "dense.w.step": w[0, 0].clone()}}, {{"epoch": value}}, {FACTS!r})
+            print(value, flush=True)
+    """)
+    environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo"}
+    random = Random(0)
+    for _ in range(3):
+        process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=environment)
+        said = [int(process.stdout.readline()) for _ in range(1 + random.randrange(4))][-1]
+        time.sleep(random.uniform(0, 0.05))
+        process.kill()
+        rest = process.communicate()[0].split()
+        live = tensors(0.0)
+        state = load(path, live, FACTS, training=True)
+        assert state["epoch"] in (int(rest[-1]) if rest else said, (int(rest[-1]) if rest else said) + 1)
+        assert torch.equal(live["model.w"], tensors(float(state["epoch"]))["model.w"])
+        assert live["dense.w.step"] == state["epoch"]
+
+
+def test_a_crash_between_two_renames_loses_nothing(path):
+    """Where directories cannot be exchanged, the old one is moved aside first."""
+    aside = path.with_name("a.ckpt.old")
+    path.rename(aside)
+    live = tensors(0.0)
+    load(path, live, FACTS, training=True)
+    assert live["dense.w.step"] == 1.0
+    save(path, tensors(5.0), {}, FACTS)
+    load(path, live, FACTS, training=True)
+    assert live["dense.w.step"] == 5.0
+    assert [entry.name for entry in path.parent.iterdir()] == ["a.ckpt"]
 
 
 def test_allowed_types_are_only_those_of_the_index():

@@ -2,10 +2,11 @@
 
 Layout of ``NAME.ckpt/``::
 
-    facts.json      what the checkpoint belongs to: format, data set, optimizer of the tables
-    trainer.pt      loops, callbacks, schedulers, position in the data (read with ``weights_only=True``)
-    .metadata       index of the tensors, by torch.distributed.checkpoint (read with a closed list of types)
-    __R_0.distcp    tensors, every process its own shards
+    facts.json             what the checkpoint belongs to: format, data set, optimizer of the tables, versions
+    trainer.pt             loops, callbacks, schedulers, position in the data, random numbers (``weights_only=True``)
+    .metadata              index of the tensors, by torch.distributed.checkpoint (read with a closed list of types)
+    __R_0.distcp           tensors, every process its own shards
+    __R_0.distcp.crc32c    checksums of the pieces of that file
 
 Tensors are named ``model.*`` (weights and buffers), ``tables.*`` (accumulators of the fused optimizers) and ``dense.*``
 (state of Adam). A checkpoint is written to a temporary sibling and then swapped with the directory of that name: a
@@ -14,23 +15,35 @@ crash at any time leaves the previous one whole.
 
 from __future__ import annotations
 
+import io
 import json
+import pickle
 import shutil
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.metadata import Metadata
 
-from laser.train.checkpoint_files import TensorReader, replace_directory, sync
+from laser.train.checkpoint_files import (
+    INDEX,
+    TensorReader,
+    TensorWriter,
+    damaged,
+    existing,
+    replace_directory,
+    sync,
+)
 from laser.train.optim import SparseDenseOptimizer, dense_parameters, fused_state
 from laser.train.sharding import sharded_collections
 
-FORMAT = 1
+FORMAT = 2
 FACTS, TRAINER = "facts.json", "trainer.pt"
 
 
@@ -63,12 +76,19 @@ def save(path: Path | str, tensors: dict[str, Any], trainer_state: dict[str, Any
     temporary = path.with_name(f"{path.name}.tmp")
 
     def begin() -> None:
+        if (aside := existing(path)) != path:
+            aside.rename(path)
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
 
     def finish() -> None:
-        torch.save(trainer_state, temporary / TRAINER)
-        (temporary / FACTS).write_text(json.dumps({"format": FORMAT, **facts}, indent=1))
+        state = io.BytesIO()  # written to a file at once, torch.save would tell of a full disk as a fault of its own
+        torch.save(trainer_state, state)
+        whole = {TRAINER: google_crc32c.value(state.getvalue())}
+        whole[INDEX] = google_crc32c.value((temporary / INDEX).read_bytes())
+        (temporary / TRAINER).write_bytes(state.getvalue())
+        content = {"format": FORMAT, **facts, "versions": versions(), "checksums": whole}
+        (temporary / FACTS).write_text(json.dumps(content, indent=1))
         for name in (TRAINER, FACTS):
             sync(temporary / name)
         sync(temporary)
@@ -76,12 +96,12 @@ def save(path: Path | str, tensors: dict[str, Any], trainer_state: dict[str, Any
 
     try:
         _on_first_rank(begin)
-        dcp.save(tensors, storage_writer=dcp.FileSystemWriter(temporary))
+        dcp.save(tensors, storage_writer=TensorWriter(temporary))
         _on_first_rank(finish)
     except (OSError, dcp.api.CheckpointException) as error:
         raise ValueError(
-            f"could not write checkpoint {path} ({error}); the previous one, if any, is untouched: make room and "
-            "start again from it"
+            f"could not write checkpoint {path} ({first_cause(error)}); the previous one, if any, is untouched: make "
+            "room and start again from it"
         ) from error
 
 
@@ -98,15 +118,57 @@ def load(path: Path | str, tensors: dict[str, Any], facts: dict[str, Any], *, tr
         ``trainer_state`` of ``save``.
 
     Raises:
-        ValueError: when there is no checkpoint, or it belongs to another format, data set, optimizer or model.
+        ValueError: when there is no checkpoint, it is damaged, or it belongs to another format, data set, optimizer
+            or model.
     """
-    path = Path(path)
+    path = existing(Path(path))
     _check_facts(path, facts, training)
     wanted = tensors if training else {name: tensor for name, tensor in tensors.items() if name.startswith("model.")}
+    trainer_state = read_trainer_state(path)
     reader = TensorReader(path)
     _check_shapes(path, wanted, reader.read_metadata())
-    dcp.load(wanted, storage_reader=reader)
-    return torch.load(path / TRAINER, weights_only=True, map_location="cpu")
+    read_tensors(reader, wanted)
+    return trainer_state
+
+
+def read_tensors(reader: TensorReader, wanted: dict[str, Any]) -> None:
+    """Fill ``wanted`` in place; every process of the default group, if there is one, calls it.
+
+    Raises:
+        ValueError: on all processes, when a file is missing or damaged for any of them.
+    """
+    try:
+        dcp.load(wanted, storage_reader=reader, no_dist=not dist.is_initialized())
+    except dcp.api.CheckpointException as error:
+        raise ValueError(first_cause(error)) from error
+
+
+def read_trainer_state(path: Path) -> dict[str, Any]:
+    """Lightning's state in a checkpoint, from which no code is run.
+
+    Raises:
+        ValueError: when the file or the index is not what was written, or holds anything but plain values.
+    """
+    try:
+        for name, value in read_facts(path)["checksums"].items():
+            if google_crc32c.value((path / name).read_bytes()) != value:
+                raise damaged(path / name, "wrong checksum")
+        return torch.load(path / TRAINER, weights_only=True, map_location="cpu")
+    except FileNotFoundError as error:
+        raise damaged(error.filename, "it is missing") from error
+    except pickle.UnpicklingError as error:
+        raise damaged(path / TRAINER, "it holds more than plain values") from error
+
+
+def versions() -> dict[str, str]:
+    """Versions of the code that writes a checkpoint."""
+    return {name: version(name) for name in ("laser-ctr", "torch", "torchrec", "lightning")}
+
+
+def first_cause(error: BaseException) -> str:
+    """What went wrong, in the words of the first process that failed."""
+    failures = getattr(error, "failures", None)
+    return str(next(iter(failures.values()))[0]) if failures else str(error)
 
 
 def read_facts(path: Path | str) -> dict[str, Any]:
@@ -116,7 +178,7 @@ def read_facts(path: Path | str) -> dict[str, Any]:
         ValueError: when ``path`` is not a checkpoint of this format.
     """
     try:
-        facts = json.loads((Path(path) / FACTS).read_text())
+        facts = json.loads((existing(Path(path)) / FACTS).read_text())
     except (OSError, json.JSONDecodeError):
         raise ValueError(
             f"no checkpoint at {path}; give a folder such as runs/demo/checkpoints/best.ckpt that laser fit wrote"

@@ -14,6 +14,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch.plugins import CheckpointIO, ClusterEnvironment, Precision
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 from lightning.pytorch.trainer.states import TrainerFn
@@ -143,18 +144,46 @@ class TorchRecStrategy(DDPStrategy):
         self, checkpoint: dict[str, Any], filepath: str | Any, storage_options: Any | None = None
     ) -> None:
         """Write a checkpoint directory; collective."""
+        checkpoint["random"] = random_states()
         checkpoints.save(filepath, self._tensors(), checkpoint, self.module.checkpoint_facts())
 
     def load_checkpoint(self, checkpoint_path: str | Any, weights_only: bool | None = None) -> dict[str, Any]:
         """Read a checkpoint directory into the live tensors and return its metadata; collective."""
         fitting = self.module.trainer.state.fn == TrainerFn.FITTING
-        return checkpoints.load(checkpoint_path, self._tensors(), self.module.checkpoint_facts(), training=fitting)
+        facts = self.module.checkpoint_facts()
+        checkpoint = checkpoints.load(checkpoint_path, self._tensors(), facts, training=fitting)
+        if fitting:
+            restore_random_state(checkpoint["random"])
+        return checkpoint
 
     def teardown(self) -> None:
         """Let go of a model that was never filled, so that the error which left it so is the one reported."""
         if self._lightning_module is not None and any(p.device == META for p in self._lightning_module.parameters()):
             self._lightning_module = None
         super().teardown()
+
+
+def random_states() -> list[dict[str, Tensor]]:
+    """States of torch's generators on every process, in order of rank; collective.
+
+    Laser draws nothing from them, but a network of another make may.
+    """
+    mine = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        mine["cuda"] = torch.cuda.get_rng_state()
+    states: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(states, mine)
+    return states
+
+
+def restore_random_state(states: list[dict[str, Tensor]]) -> None:
+    """Continue this process's generators where they were; another number of processes starts them anew."""
+    if len(states) != dist.get_world_size():
+        return
+    mine = states[dist.get_rank()]
+    torch.set_rng_state(mine["cpu"])
+    if "cuda" in mine and torch.cuda.is_available():
+        torch.cuda.set_rng_state(mine["cuda"])
 
 
 def fill_rows(weight: Any, table: str, module: CTRModule) -> None:
