@@ -74,6 +74,8 @@ class Watch(pl.Callback):
         self.random.append(float(torch.rand(())))
         if trainer.global_step == self.save_after:
             trainer.save_checkpoint(self.folder / "middle.ckpt")
+        if self.in_validation and trainer.is_last_batch and trainer.current_epoch == 0:
+            trainer.save_checkpoint(self.folder / "last_step.ckpt")
 
 
 def run(job: dict) -> None:

@@ -23,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from laser.train import checkpoint as checkpoints
+from laser.train.loop_state import move_to_validation, validation_is_due
 from laser.train.optim import SparseDenseOptimizer, fill_accumulators
 from laser.train.sharding import Sharding, check_combination, shard_collections, sharded_collections
 
@@ -145,6 +146,8 @@ class TorchRecStrategy(DDPStrategy):
     ) -> None:
         """Write a checkpoint directory; collective."""
         checkpoint["random"] = random_states()
+        if validation_is_due(self.module.trainer):
+            move_to_validation(checkpoint["loops"])
         checkpoints.save(filepath, self._tensors(), checkpoint, self.module.checkpoint_facts())
 
     def load_checkpoint(self, checkpoint_path: str | Any, weights_only: bool | None = None) -> dict[str, Any]:
