@@ -26,6 +26,7 @@ HELP = """usage: laser VERB [options]
   predict   probabilities as Parquet
   report    write report.html of a run:   laser report runs/demo
   vault     look into a history store:    laser vault --help
+  checkpoint  inspect, compare, convert:  laser checkpoint --help
   doctor    check the installation
 
 fit, validate, test and predict take recipes: -c RECIPE [-c OVERLAY ...] [--key value ...]; see laser fit --help.
@@ -77,7 +78,13 @@ def _run(verb: str, rest: list[str]) -> int:
         from laser.seqvault.commands import main as vault
 
         return vault(rest) or 0
-    raise ValueError(f"{verb!r} is not a verb; expected one of {', '.join(TRAINING)}, report, vault, doctor")
+    if verb == "checkpoint":
+        from laser.train.checkpoint_commands import main as checkpoint
+
+        return checkpoint(rest)
+    raise ValueError(
+        f"{verb!r} is not a verb; expected one of {', '.join(TRAINING)}, report, vault, checkpoint, doctor"
+    )
 
 
 def _report(rest: list[str]) -> int:

@@ -14,6 +14,7 @@ import torch
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from laser.data.prepared import PreparedData
+from laser.train.stored_tensors import StoredTensors
 
 BATCH_SIZE = 170
 MIDDLE = 4
@@ -55,6 +56,13 @@ def tensors(folder: Path, tmp_path: Path) -> dict[str, torch.Tensor]:
     file = tmp_path / f"{folder.name}.pt"
     dcp_to_torch_save(folder / "end.ckpt", file)
     return torch.load(file, weights_only=True)
+
+
+def test_shards_are_read_whole_by_one_process(runs, tmp_path):
+    stored, expected = StoredTensors(runs / "2" / "end.ckpt"), tensors(runs / "2", tmp_path)
+    assert stored.names == sorted(expected)
+    assert max(map(stored.pieces, stored.names)) == 2
+    assert [name for name, value in expected.items() if not torch.equal(stored.read(name), value)] == []
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ import io
 import json
 import pickle
 import shutil
+import warnings
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -61,7 +62,7 @@ def live_tensors(model: nn.Module, optimizer: SparseDenseOptimizer | None) -> di
 
 
 def save(path: Path | str, tensors: dict[str, Any], trainer_state: dict[str, Any], facts: dict[str, Any]) -> None:
-    """Write a checkpoint; every process of the default group calls it.
+    """Write a checkpoint; every process of the default group, if there is one, calls it.
 
     Args:
         path: directory to write or replace.
@@ -96,7 +97,9 @@ def save(path: Path | str, tensors: dict[str, Any], trainer_state: dict[str, Any
 
     try:
         _on_first_rank(begin)
-        dcp.save(tensors, storage_writer=TensorWriter(temporary))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process alone, knowingly
+            dcp.save(tensors, storage_writer=TensorWriter(temporary), no_dist=not dist.is_initialized())
         _on_first_rank(finish)
     except (OSError, dcp.api.CheckpointException) as error:
         raise ValueError(
@@ -224,6 +227,8 @@ def _check_shapes(path: Path, wanted: dict[str, Any], index: Metadata) -> None:
 
 def _on_first_rank(action: Callable[[], None]) -> None:
     """Run ``action`` on rank 0 while the others wait; its failure is raised on every rank."""
+    if not dist.is_initialized():
+        return action()
     outcome: list[OSError | None] = [None]
     if dist.get_rank() == 0:
         try:
