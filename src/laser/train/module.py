@@ -117,7 +117,10 @@ class CTRModule(pl.LightningModule):
         """Loss of this process's share of the batch; see ``local_loss``."""
         output = self.network(batch)
         loss = local_loss(output.logit_B, batch, self.trainer.world_size, output.auxiliary_loss)
-        self.log("train/loss", loss.detach(), prog_bar=True, sync_dist=True, batch_size=batch.global_size)
+        # Not by sync_dist: before it reduces, Lightning lets the host wait for the device and all processes.
+        total = loss.detach() / self.trainer.world_size
+        dist.all_reduce(total)
+        self.log("train/loss", total, prog_bar=True, batch_size=batch.global_size)
         return loss
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
