@@ -161,7 +161,8 @@ class LogReader:
 
     def _read_header(self, expected: int) -> bool:
         """Whether the header is complete; a log cut short within it was never written to."""
-        head = os.pread(self._file.fileno(), FILE.size, 0)
+        head = os.pread(self._file.fileno(), FILE.size + 1, 0)
+        lone, head = len(head) <= FILE.size, head[: FILE.size]
         if len(head) < FILE.size:
             return False
         if head == _file_header(self.number, self.layout, expected):
@@ -176,6 +177,8 @@ class LogReader:
                 f"{self.path} begins with record {sequence}, but what precedes it ends before record {expected}: "
                 f"the log before it is damaged at its end; restore it from a copy"
             )
+        if lone:
+            return False  # power may fail when the file is that long, but its contents are not durable yet
         raise ValueError(f"{self.path} is damaged at offset 0: its header is not that of log {self.number}; restore it")
 
     def close(self) -> None:
