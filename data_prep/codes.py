@@ -1,30 +1,27 @@
-"""Raw values -> dense codes: one dictionary per embedding table, or quantile buckets for numbers.
+"""Raw values -> codes: by a dictionary per embedding table, by a hash, or by quantile buckets of numbers.
 
-Codes start at 1 in the order of the raw values; 0 is "unknown". Every id of the log and of the item table gets one.
+Dictionary codes start at 1 in the order of the raw values; 0 is "unknown". Every id of the log and of the item table
+gets one, unless its feature says otherwise (``min_count``, ``vocabulary``).
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
-from dataclasses import dataclass
-from functools import reduce
+from dataclasses import dataclass, field
 
 import ibis
 import ibis.expr.types as ir
 import pyarrow as pa
 
 from data_prep.engine import Engine
+from data_prep.hashing import hash_number
 from data_prep.intake import Intake, log_features, table_features
 from data_prep.quantiles import quantiles
 from data_prep.recipe import Recipe
 from data_prep.recipe_features import FeatureMap
 from data_prep.row_rules import observed
 from data_prep.splits import with_split
-
-RAW = "raw"
-CODE = "code"
-BLANKS = r"^\s+|\s+$"
+from data_prep.vocabulary import CODE, RAW, Vocabulary, all_features
 
 
 @dataclass(frozen=True)
@@ -32,11 +29,17 @@ class Codes:
     """How each feature's values become codes."""
 
     dictionaries: dict[str, ir.Table]
-    """Feature -> table of ``raw`` and ``code``; of buckets, ``raw`` is the lower bound."""
+    """Feature -> table of ``raw`` and ``code``; of buckets, ``raw`` is the lower bound. None of a hashed feature."""
     cardinalities: dict[str, int]
     """Feature -> codes including 0."""
     bounds: dict[str, list[float]]
     """Bucketised feature -> rising inner bounds; bucket ``i`` holds values from bound ``i - 1`` on."""
+    shared: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Feature -> first code and number of the codes over which values without one of their own are spread by hash."""
+
+    def own(self, name: str) -> int:
+        """Values of a feature that have a code of their own; these are the codes from 1 on."""
+        return self.shared[name][0] - 1 if name in self.shared else self.cardinalities[name] - 1
 
     def encode(self, table: ir.Table, features: Iterable[str]) -> ir.Table:
         """The table with column ``$name`` replaced by the code under ``name``, for each feature."""
@@ -50,87 +53,61 @@ class Codes:
             number = table[value].cast("float64")
             buckets = sum(((number >= bound).cast("int64") for bound in self.bounds[name]), ibis.literal(1))
             return table.mutate(**{name: number.isnull().ifelse(0, buckets).cast("int64")}).drop(value)
+        if name not in self.dictionaries:
+            return table.mutate(**{name: self._spread(name, table[value])}).drop(value)
         dictionary = self.dictionaries[name]
         keyed = dictionary.select(**{f"{value}:raw": dictionary[RAW], f"{value}:code": dictionary[CODE]})
         joined = table.left_join(keyed, table[value] == keyed[f"{value}:raw"])
-        coded = joined.mutate(**{name: joined[f"{value}:code"].coalesce(0)})
+        rest = self._spread(name, joined[value]) if name in self.shared else ibis.literal(0)
+        coded = joined.mutate(**{name: joined[f"{value}:code"].coalesce(rest)})
         return coded.drop(value, f"{value}:raw", f"{value}:code")
 
-
-def all_features(recipe: Recipe) -> dict[str, FeatureMap]:
-    """Every categorical feature by its name in the prepared data set."""
-    ids = {recipe.name_of("user"): recipe.user, recipe.name_of("item"): recipe.item}
-    return ids | recipe.item_side | recipe.event_side | recipe.context
-
-
-def list_values(table: ir.Table, name: str, feature: FeatureMap, *keep: str) -> ir.Table:
-    """Known values of a feature, one a row under ``raw``; lists are split up. Columns ``keep`` stay beside."""
-    value = table[f"${name}"]
-    if feature.split is None:
-        rows = table.select(*keep, **{RAW: value})
-    else:
-        split = table.select(*keep, **{RAW: value.cast("string").re_split(re.escape(feature.split)).unnest()})
-        # A plain strip names its characters in a way that Spark reads differently.
-        rows = split.mutate(**{RAW: split[RAW].re_replace(BLANKS, "").nullif("")})
-        if feature.missing:
-            rows = rows.filter(rows[RAW].isnull() | ~rows[RAW].isin(feature.missing))
-    return rows.filter(rows[RAW].notnull())
+    def _spread(self, name: str, value: ir.Column) -> ir.IntegerColumn:
+        first, number = self.shared[name]
+        return (hash_number(value) % number + first).cast("int64").coalesce(0)
 
 
 def make_codes(engine: Engine, recipe: Recipe, intake: Intake) -> Codes:
     """Build all dictionaries and bounds.
 
     Raises:
-        ValueError: when features share a table but not the type of their values.
+        ValueError: when features share a table but not the type of their values or the way to code them.
     """
     groups: dict[str, list[str]] = {}
     features = all_features(recipe)
     for name, feature in features.items():
         groups.setdefault(feature.table or name, []).append(name)
     codes = Codes({}, {}, {})
+    vocabulary = Vocabulary(engine, recipe, intake)
     for table, members in groups.items():
         if bucketised := [name for name in members if features[name].buckets]:
             _make_buckets(engine, recipe, intake, codes, members, bucketised[0])
             continue
-        sources = [rows for name in members for rows in _sources(recipe, intake, name, features[name])]
-        dictionary = _dictionary(engine, table, sources, members)
-        size = int(dictionary.count().to_pyarrow().as_py())
-        for name in members:
-            codes.dictionaries[name], codes.cardinalities[name] = dictionary, size + 1
+        rule = features[members[0]]
+        if other := [name for name in members if features[name].id_rule != rule.id_rule]:
+            rules = [features[name].id_rule or "none" for name in (members[0], other[0])]
+            raise ValueError(
+                f"{members[0]!r} and {other[0]!r} share table {table!r}, but their keys for ids differ "
+                f"({rules[0]} and {rules[1]}); give both the same"
+            )
+        _make_group(vocabulary, codes, table, members, rule)
     return codes
 
 
-def _sources(recipe: Recipe, intake: Intake, name: str, feature: FeatureMap) -> list[ir.Table]:
-    """Where the values of a feature stand."""
-    ids = {recipe.name_of("user"): "user", recipe.name_of("item"): "item"}
-    if name not in ids:
-        table = intake.items if name in table_features(recipe) else intake.accepted
-        assert table is not None
-        return [list_values(table, name, feature)]
-    part = ids[name]
-    tables = [intake.accepted] + ([intake.items] if part == "item" and intake.items is not None else [])
-    return [list_values(table, part, feature) for table in tables]
-
-
-def _dictionary(engine: Engine, table: str, sources: list[ir.Table], members: list[str]) -> ir.Table:
-    kinds = [rows[RAW].type() for rows in sources]
-    if any(kind.is_string() for kind in kinds) != all(kind.is_string() for kind in kinds):
-        seen = ", ".join(sorted({str(kind) for kind in kinds}))
-        raise ValueError(
-            f"table {table!r} ({', '.join(members)}) mixes text and numbers ({seen}); "
-            "give their columns one type in `types` or by CAST"
-        )
-    wanted = reduce(_wider, kinds)
-    rows = (
-        ibis.union(*(rows.select(**{RAW: rows[RAW].cast(wanted)}) for rows in sources), distinct=True)
-        if len(sources) > 1
-        else sources[0].distinct()
-    )
-    return engine.store_ordered(f"dictionary_{table}", rows, [RAW], CODE, 1)
-
-
-def _wider(first: ibis.expr.datatypes.DataType, second: ibis.expr.datatypes.DataType) -> ibis.expr.datatypes.DataType:
-    return ibis.expr.datatypes.highest_precedence([first, second])
+def _make_group(vocabulary: Vocabulary, codes: Codes, table: str, members: list[str], rule: FeatureMap) -> None:
+    """Codes of features that share a table."""
+    number = rule.hash or rule.oov_buckets or 0
+    if number:
+        for name in members:
+            vocabulary.refuse_unhashable(name)
+    size = 0
+    if rule.hash is None:
+        dictionary, size = vocabulary.dictionary(table, members)
+        codes.dictionaries.update(dict.fromkeys(members, dictionary))
+    for name in members:
+        codes.cardinalities[name] = 1 + size + number
+        if number:
+            codes.shared[name] = (1 + size, number)
 
 
 def _make_buckets(engine: Engine, recipe: Recipe, intake: Intake, codes: Codes, members: list[str], name: str) -> None:

@@ -25,7 +25,7 @@ from data_prep.sampling import with_negatives
 from data_prep.sources import read_source
 from data_prep.timestamps import with_ticks
 
-REASON = "$reason"
+REASON = "$:reason"
 LOG_VALUES = "log_values"
 ACCEPTED = "accepted"
 
@@ -36,7 +36,7 @@ class Intake:
 
     log: ir.Table
     """All rows: source columns, ``log_row``, ``$user``, ``$item``, ``$timestamp``, ``$label``, one ``$name`` per other
-    feature, and ``$reason``, null for rows that are fit."""
+    feature, and ``REASON``, null for rows that are fit."""
     accepted: ir.Table
     """Fit rows that the recipe's rules leave, with ``$target`` and ``$history`` (may it become a sample, an event),
     ``$split`` if by value, and, if the recipe draws some, negatives, told apart by ``$negative``."""

@@ -11,12 +11,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data_prep.codes import CODE, RAW, Codes, list_values
+from data_prep.codes import Codes
 from data_prep.engine import Engine
 from data_prep.intake import Intake
 from data_prep.recipe import Recipe
 from data_prep.recipe_features import FeatureMap
 from data_prep.row_rules import observed
+from data_prep.vocabulary import CODE, RAW, list_values
 from laser.schema import Feature, Kind, Schema
 
 COUNT, RANK = "count", "rank"
@@ -40,12 +41,18 @@ def item_rows(engine: Engine, recipe: Recipe, schema: Schema, intake: Intake, co
         pairs = _pairs(recipe, intake, codes, name, feature)
         values = _fill(engine, pairs.filter(pairs["item"] >= first), schema[name], first, size)
         columns[name] = _column(values, schema[name])
-    dictionary = codes.dictionaries[item]
-    kind = dictionary.schema().to_pyarrow().field(RAW).type
-    raw = [batch.column(RAW) for batch in engine.batches(dictionary.filter(dictionary[CODE] >= first), [CODE])]
-    unknown = [pa.nulls(1, kind)] if first == 0 else []
-    columns[RAW] = pa.concat_arrays([*unknown, *raw]) if unknown or raw else pa.nulls(0, kind)
+    if item in codes.dictionaries:
+        columns[RAW] = _raw(engine, codes.dictionaries[item], first, size)
     return pa.table(columns)
+
+
+def _raw(engine: Engine, dictionary: ir.Table, first: int, size: int) -> pa.Array:
+    """Raw ids of the item codes from ``first`` on; null for code 0 and for codes that several items share."""
+    kind = dictionary.schema().to_pyarrow().field(RAW).type
+    known = [batch.column(RAW) for batch in engine.batches(dictionary.filter(dictionary[CODE] >= first), [CODE])]
+    before = [pa.nulls(1, kind)] if first == 0 else []
+    missing = size - first - len(before) - sum(len(part) for part in known)
+    return pa.concat_arrays([*before, *known, pa.nulls(missing, kind)])
 
 
 def known_shares(items: pa.Table, schema: Schema) -> dict[str, float]:
@@ -60,7 +67,10 @@ def known_shares(items: pa.Table, schema: Schema) -> dict[str, float]:
 
 
 def _pairs(recipe: Recipe, intake: Intake, codes: Codes, name: str, feature: FeatureMap) -> ir.Table:
-    """Rows of ``item`` code, ``code`` and ``rank`` among the item's values, from 0."""
+    """Rows of ``item`` code, ``code`` and ``rank`` among the item's values, from 0.
+
+    Where several items share a code, they are one item here.
+    """
     table = observed(intake.accepted) if feature.from_log else intake.items
     assert table is not None
     rows = list_values(table, name, feature, "$item")
@@ -68,6 +78,7 @@ def _pairs(recipe: Recipe, intake: Intake, codes: Codes, name: str, feature: Fea
         rows.rename({f"${name}": RAW, f"${schema_item(recipe)}": "$item"}), [schema_item(recipe), name]
     )
     pairs = coded.select(item=coded[schema_item(recipe)], code=coded[name])
+    pairs = pairs.filter((pairs["item"] > 0) & (pairs[CODE] > 0))
     if feature.from_log:
         counts = pairs.group_by("item", CODE).agg(**{COUNT: pairs.count()})
     else:

@@ -62,8 +62,8 @@ def check_prepared(
 
     Args:
         folder: with schema.json, items.parquet, vault/ and samples/.
-        report: content of ``report.json``; its ``split``, ``events`` and, per split, ``samples`` and ``with_own_event``
-            are used.
+        report: content of ``report.json``; its ``split``, ``ids``, ``events`` and, per split, ``samples`` and
+            ``with_own_event`` are used.
         advance: told the number of finished samples.
         options: of the DuckDB connection that reads the samples, such as its ``memory_limit``.
     """
@@ -73,7 +73,9 @@ def check_prepared(
     found = Findings()
     _check_counts(samples, schema, report, found)
     _check_items(folder, schema, found)
-    _check_splits(samples, schema, report["split"], found)
+    # Reports of before ids could share codes do not say so.
+    own = report.get("ids", {}).get(schema.item.name, {}).get("own", (schema.item.cardinality or 1) - 1)
+    _check_splits(samples, schema, report["split"], own, found)
     _check_histories(folder, samples, schema, report["events"], found, advance)
     found.problems += outcome_in_disguise(folder, schema)
     for split in SPLITS:
@@ -117,8 +119,10 @@ def _check_counts(samples: ir.Table, schema: Schema, report: dict[str, Any], fou
         found.add(_count(late.filter(late["late"])) > 0, f"samples of split {split!r} are not in the order of time")
     for feature in (schema.user, schema.item):
         code = samples[feature.name]
-        strays = _count(samples.filter((code < 1) | (code >= feature.cardinality)))
-        found.add(strays > 0, f"{strays} samples have a {feature.name} code outside 1 ... {feature.cardinality} - 1")
+        lowest = 0 if report.get("ids", {}).get(feature.name, {}).get("unknown") else 1
+        strays = _count(samples.filter((code < lowest) | (code >= feature.cardinality)))
+        outside = f"code outside {lowest} ... {feature.cardinality} - 1"
+        found.add(strays > 0, f"{strays} samples have a {feature.name} {outside}")
     strays = _count(samples.filter(~samples[schema.label.name].isin([0, 1])))
     found.add(strays > 0, f"{strays} samples have a label other than 0 and 1")
 
@@ -130,8 +134,8 @@ def _check_items(folder: Path, schema: Schema, found: Findings) -> None:
     )
 
 
-def _check_splits(samples: ir.Table, schema: Schema, split: dict[str, Any], found: Findings) -> None:
-    """Train before validation before test, in the way that the recipe split."""
+def _check_splits(samples: ir.Table, schema: Schema, split: dict[str, Any], own: int, found: Findings) -> None:
+    """Train before validation before test, in the way that the recipe split; item codes above ``own`` are shared."""
     user, item, time = schema.user.name, schema.item.name, schema.timestamp.name
     if split["way"] in ("by_value", "by_user_fold"):
         users = samples.group_by(user).agg(splits=samples["split"].nunique())
@@ -151,7 +155,8 @@ def _check_splits(samples: ir.Table, schema: Schema, split: dict[str, Any], foun
             crossed = _count(spans.filter(spans[f"last_{earlier}"] > spans[f"first_{later}"]))
             whose = f"for {crossed} users" if split["way"] == "per_user" else "in time"
             found.add(crossed > 0, f"{earlier} samples lie after {later} samples {whose}")
-    keys = samples.group_by(user, item, time).agg(splits=samples["split"].nunique())
+    single = samples.filter((samples[item] > 0) & (samples[item] <= own))  # other codes stand for several items
+    keys = single.group_by(user, item, time).agg(splits=samples["split"].nunique())
     repeated = _count(keys.filter(keys["splits"] > 1))
     cure = "let `target.where` keep one, such as row_number() OVER (PARTITION BY user, item, time ORDER BY log_row) = 1"
     found.add(repeated > 0, f"{repeated} samples (same user, item and time) stand in two splits: {cure}")

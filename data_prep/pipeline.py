@@ -16,6 +16,7 @@ import pyarrow as pa
 from data_prep.codes import Codes, make_codes
 from data_prep.engine import Engine, EngineName, open_engine
 from data_prep.expected import compare, recognise
+from data_prep.id_coverage import id_coverage
 from data_prep.intake import Intake, accept, read_items, read_log
 from data_prep.items import write_items
 from data_prep.layout import make_schema
@@ -130,7 +131,8 @@ def _write(
     with stages.counted("writing samples", samples) as advance:
         folder = staging / "samples"
         parts.once(folder, lambda: write_samples(folder, engine, schema, coded, advance))
-    report = describe(recipe, schema, judgement, coded, known)
+    ids = id_coverage(engine, recipe, intake, codes, coded.rows)
+    report = describe(recipe, schema, judgement, coded, known, ids)
     with stages.counted("checking for leakage", samples) as advance:
         engine.close()  # the check has a connection of its own, and both would exceed the limit of memory
         found = check_prepared(staging, report, advance, parts.check_options)

@@ -86,6 +86,11 @@ class Recipe:
     def __post_init__(self) -> None:
         if not 0 <= self.max_rejected <= 1:
             raise ValueError(f"`max_rejected` is {self.max_rejected}; expected a share between 0 and 1")
+        if self.user.id_rule:
+            raise ValueError(
+                f"`user` has `{next(iter(self.user.id_rule))}`, which would join the histories of several users; give "
+                "it to a context feature of the same column, whose embedding then stands for the user's"
+            )
         for group in ("event_side", "context"):
             for name, feature in getattr(self, group).items():
                 if feature.length > 1 or feature.split is not None or feature.from_log:

@@ -69,10 +69,11 @@ class Facts:
         return sorted(few, key=lambda f: "scenario" not in f.name and f.name != "tab")
 
     def by_value(self, feature: Feature) -> list[tuple[str, int, float]]:
-        """(raw value, samples, click rate) in the order of the codes; "unknown" for code 0."""
+        """(raw value, samples, click rate) in the order of the codes; "unknown" for code 0, hashed values as codes."""
         dictionary = self.folder / "ids" / f"{feature.name}.parquet"
         label, name = _q(self.schema.label.name), _q(feature.name)
-        raw = dict(self._rows(f"SELECT code, raw FROM read_parquet('{_text(dictionary)}')"))
+        hashed = not dictionary.exists()
+        raw = {} if hashed else dict(self._rows(f"SELECT code, raw FROM read_parquet('{_text(dictionary)}')"))
         found = self._rows(f"SELECT {name}, count(*), avg({label}) FROM samples GROUP BY 1 ORDER BY 1")
         return [(str(raw.get(code, "unknown" if code == 0 else code)), rows, rate) for code, rows, rate in found]
 

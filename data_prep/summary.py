@@ -23,9 +23,25 @@ REPORT_VERSION = 1
 
 
 def describe(
-    recipe: Recipe, schema: Schema, judgement: Judgement, coded: Coded, known: dict[str, float]
+    recipe: Recipe,
+    schema: Schema,
+    judgement: Judgement,
+    coded: Coded,
+    known: dict[str, float],
+    ids: dict[str, dict[str, Any]],
 ) -> dict[str, Any]:
-    """The report before the leakage check: all that is known from the log."""
+    """The report before the leakage check: all that is known from the log.
+
+    Args:
+        recipe: of the data set.
+        schema: of the data set.
+        judgement: of the log's rows.
+        coded: accepted rows.
+        known: per item side feature the share of item codes that have a known value.
+        ids: from ``data_prep.id_coverage``.
+    """
+    items = (schema.item.cardinality or 1) - 1
+    shared = ids.get(schema.item.name)
     return {
         "version": REPORT_VERSION,
         "name": recipe.name,
@@ -38,11 +54,14 @@ def describe(
             "rejected": judgement.rejected,
         },
         "users": (schema.user.cardinality or 1) - 1,
-        "items": (schema.item.cardinality or 1) - 1,
-        "items_in_log": _distinct(coded, schema.item.name),
+        "items": shared["values"] if shared else items,
+        "items_in_log": shared["values_in_log"] if shared else _distinct(coded, schema.item.name),
         "events": coded.events,
         "timestamp_unit": schema.timestamp_unit,
-        "side_info_known": known,
+        "side_info_known": {name: share * items / shared["codes_used"] for name, share in known.items()}
+        if shared
+        else known,
+        "ids": ids,
         "split": {
             "way": recipe.split.way,
             "users_disjoint": bool(recipe.split.by_value and recipe.split.by_value.users_disjoint)

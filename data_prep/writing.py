@@ -11,12 +11,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_prep.codes import CODE, RAW, Codes
+from data_prep.codes import Codes
 from data_prep.engine import Engine
 from data_prep.intake import Intake
 from data_prep.recipe import SPLITS, Recipe
 from data_prep.row_columns import LOG_ROW
 from data_prep.splits import with_split
+from data_prep.vocabulary import CODE, RAW
 from laser.schema import Kind, Schema, names
 
 PART_ROWS = 4_000_000
@@ -36,11 +37,13 @@ class Coded:
     """Columns that samples have besides features, as the log has them."""
 
 
-def code_rows(engine: Engine, recipe: Recipe, schema: Schema, intake: Intake, codes: Codes) -> Coded:
+def code_rows(
+    engine: Engine, recipe: Recipe, schema: Schema, intake: Intake, codes: Codes, *, addition: bool = False
+) -> Coded:
     """Code the accepted rows and count what they will become.
 
     Raises:
-        ValueError: when a split would be empty.
+        ValueError: when a split would be empty, unless the rows are an ``addition`` to splits that are not.
     """
     split = with_split(recipe, intake.accepted)
     in_log = list(recipe.event_side) + list(recipe.context)
@@ -56,7 +59,7 @@ def code_rows(engine: Engine, recipe: Recipe, schema: Schema, intake: Intake, co
     )
     found = {name: int(count or 0) for name, count in counts.to_pyarrow().to_pylist()[0].items()}
     events = found.pop("events")
-    if empty := [name for name in SPLITS if found[name] == 0]:
+    if (empty := [name for name in SPLITS if found[name] == 0]) and not addition:
         listed = ", ".join(f"{name} {count}" for name, count in found.items())
         raise ValueError(f"split {empty[0]!r} is empty (samples: {listed}); change `split` or `target` in the recipe")
     return Coded(rows, events, found, recipe.sample_columns)
@@ -70,26 +73,31 @@ def write_vault(path: Path, engine: Engine, schema: Schema, coded: Coded, advanc
 
 
 def write_samples(folder: Path, engine: Engine, schema: Schema, coded: Coded, advance: Advance) -> None:
-    """Write each split's samples in the order of (timestamp, log row), ``row`` counting from 0."""
+    """Write each split's samples in the order of (timestamp, log row), ``row`` counting from 0.
+
+    Parts that are there already stay, and ``row`` goes on after theirs.
+    """
     kept = (schema.user, schema.item, schema.timestamp, schema.label, *schema.of_kind(Kind.CONTEXT))
     for split in SPLITS:
         target = folder / split
-        target.mkdir(parents=True)
+        target.mkdir(parents=True, exist_ok=True)
+        present = sorted(target.glob("part-*.parquet"))
+        first = start = sum(pq.read_metadata(path).num_rows for path in present)
         rows = coded.rows.filter((coded.rows["split"] == split).coalesce(False))
         needed = rows.select(*(f.name for f in kept), *coded.sample_columns, LOG_ROW)
-        first = 0
-        for part, table in enumerate(_parts(engine.batches(needed, [schema.timestamp.name, LOG_ROW]))):
+        parts = _parts(engine.batches(needed, [schema.timestamp.name, LOG_ROW]))
+        for part, table in enumerate(parts, len(present)):
             columns = {"row": np.arange(first, first + len(table), dtype=np.int64)}
             columns |= {f.name: table[f.name].to_numpy().astype(f.dtype) for f in kept}
             columns |= {name: table[name] for name in coded.sample_columns}
             pq.write_table(pa.table(columns), target / f"part-{part:05d}.parquet", compression="zstd")
             first += len(table)
             advance(len(table))
-        assert first == coded.samples[split], (split, first, coded.samples)
+        assert first - start == coded.samples[split], (split, first - start, coded.samples)
 
 
 def write_dictionaries(folder: Path, engine: Engine, codes: Codes) -> None:
-    """Write ``ids/<feature>.parquet`` with columns ``raw`` and ``code``."""
+    """Write ``ids/<feature>.parquet`` with columns ``raw`` and ``code``, but for hashed features."""
     folder.mkdir()
     for name, dictionary in codes.dictionaries.items():
         with pq.ParquetWriter(
