@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,17 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 
 from laser.train.callbacks import RunRecord, Throughput
 from laser.train.checkpoint import read_facts
+from laser.train.checkpoint_files import existing
 from laser.train.datamodule import CTRDataModule
+from laser.train.failures import ProcessLost
 from laser.train.module import CTRModule
 from laser.train.predictions import PredictionWriter
 from laser.train.progress import SamplesProgressBar
 from laser.train.strategy import TorchRecStrategy
 
 CHECKPOINTS = "checkpoints"
+LOST = 3
+"""Exit code when another process of the run was lost."""
 
 
 class SaveRecipe(SaveConfigCallback):
@@ -58,8 +63,8 @@ class LaserCLI(LightningCLI):
         config.ckpt_path = checkpoint_path(config.ckpt_path, run, self.subcommand)
         first_step = read_facts(config.ckpt_path)["step"] if config.ckpt_path else 0
         if self.subcommand == "fit":
-            if config.ckpt_path is None and (run / "config.yaml").exists() and os.environ.get("LOCAL_RANK", "0") == "0":
-                print(f"laser fit: {run} holds an earlier run; its files are replaced as new ones are written")
+            if os.environ.get("LOCAL_RANK", "0") == "0":
+                _say_where_it_begins(config.ckpt_path, run, first_step)
         else:
             config.trainer.logger = False  # logs tell of training; an evaluation writes its own files
         _place_in_run(config.trainer, run, first_step)
@@ -67,6 +72,13 @@ class LaserCLI(LightningCLI):
         if config.trainer.enable_progress_bar is not False:
             callbacks.append(SamplesProgressBar())
         self.trainer_defaults["callbacks"] = callbacks
+
+
+def _say_where_it_begins(checkpoint: str | None, run: Path, first_step: int) -> None:
+    if checkpoint is not None:
+        print(f"laser fit: going on from {checkpoint}, after step {first_step}")
+    elif (run / "config.yaml").exists():
+        print(f"laser fit: {run} holds an earlier run; its files are replaced as new ones are written")
 
 
 def _seed(seed: bool | int) -> int:
@@ -77,11 +89,19 @@ def _seed(seed: bool | int) -> int:
 def checkpoint_path(given: str | None, run: Path, verb: str | None) -> str | None:
     """Where to load from: ``best`` and ``last`` are those of the run; evaluations take the best by default.
 
+    ``auto`` is ``last`` when there is one and a new start otherwise: the same command then starts a run and goes on
+    with it, which is what torchrun's restarts and Slurm's requeues need.
+
     Raises:
         ValueError: when an evaluation has nothing to load.
     """
     if given is None and verb == "fit":
         return None
+    if given == "auto":
+        if verb != "fit":
+            raise ValueError(f"--ckpt_path auto is for laser fit, not laser {verb}; give best or last")
+        last = run / CHECKPOINTS / "last.ckpt"
+        return str(last) if existing(last).exists() else None
     name = given or "best"
     path = run / CHECKPOINTS / f"{name}.ckpt" if name in ("best", "last") else Path(name)
     read_facts(path)
@@ -107,7 +127,7 @@ def _place_in_run(trainer: Any, run: Path, first_step: int) -> None:
 
 
 def run_training(arguments: list[str]) -> None:
-    """Parse ``arguments`` and run.
+    """Parse ``arguments`` and run; ends the process with code 3 when another of the run was lost, which has been said.
 
     Raises:
         ValueError: for any mistake of the user.
@@ -137,6 +157,10 @@ def run_training(arguments: list[str]) -> None:
         )
     except MisconfigurationException as error:  # Lightning's name for a trainer that cannot be built as asked
         raise ValueError(f"the trainer cannot run as configured: {error}") from error
+    except ProcessLost:
+        # Destructors of a process group that lost a member may wait for it, or abort.
+        sys.stdout.flush()
+        os._exit(LOST)
 
 
 def _quieten() -> None:

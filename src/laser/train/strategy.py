@@ -9,6 +9,7 @@ Order within ``Trainer.fit``: ``setup_environment`` (refuse bad combinations, st
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from laser.train import checkpoint as checkpoints
+from laser.train.failures import Heartbeat, PatientLauncher, ProcessLost, say_lost, tells_of_a_loss
 from laser.train.loop_state import move_to_validation, validation_is_due
 from laser.train.optim import SparseDenseOptimizer, fill_accumulators
 from laser.train.sharding import Sharding, check_combination, shard_collections, sharded_collections
@@ -72,6 +74,7 @@ class TorchRecStrategy(DDPStrategy):
             timeout=timedelta(seconds=timeout_seconds),
         )
         self.sharding = sharding or Sharding()
+        self.heartbeat: Heartbeat | None = None
 
     @property
     def module(self) -> CTRModule:
@@ -89,6 +92,32 @@ class TorchRecStrategy(DDPStrategy):
             self.module.trainer.accumulate_grad_batches,
         )
         super().setup_environment()
+        if self.world_size > 1:
+            self.heartbeat = Heartbeat(self.global_rank, self.world_size, lambda: self.module.trainer.global_step)
+
+    def _configure_launcher(self) -> None:
+        assert self.cluster_environment is not None
+        self._launcher = PatientLauncher(self.cluster_environment, self.num_processes, self.num_nodes)
+
+    def on_exception(self, exception: BaseException) -> None:
+        """Say which other process was lost, if that is what the error comes from, and end those that hang.
+
+        Raises:
+            ProcessLost: in that case.
+        """
+        super().on_exception(exception)
+        if self.world_size == 1:
+            return
+        if not tells_of_a_loss(exception):
+            if self.heartbeat is not None and isinstance(exception, Exception):
+                self.heartbeat.tell_failure(exception)
+            return
+        say_lost(self.heartbeat, self.world_size)
+        for logger in self.module.trainer.loggers:
+            logger.finalize("failed")
+        if isinstance(self.launcher, PatientLauncher):
+            self.launcher.kill(signal.SIGKILL)
+        raise ProcessLost from exception
 
     def setup(self, trainer: pl.Trainer) -> None:
         """Shard and fill the tables, then let DDP take the rest."""
@@ -149,6 +178,8 @@ class TorchRecStrategy(DDPStrategy):
         if validation_is_due(self.module.trainer):
             move_to_validation(checkpoint["loops"])
         checkpoints.save(filepath, self._tensors(), checkpoint, self.module.checkpoint_facts())
+        for logger in self.module.trainer.loggers:
+            logger.save()  # a run that goes on from here keeps the metrics up to here
 
     def load_checkpoint(self, checkpoint_path: str | Any, weights_only: bool | None = None) -> dict[str, Any]:
         """Read a checkpoint directory into the live tensors and return its metadata; collective."""
@@ -163,6 +194,9 @@ class TorchRecStrategy(DDPStrategy):
         """Let go of a model that was never filled, so that the error which left it so is the one reported."""
         if self._lightning_module is not None and any(p.device == META for p in self._lightning_module.parameters()):
             self._lightning_module = None
+        if self.heartbeat is not None:
+            self.heartbeat.end()
+            self.heartbeat = None
         super().teardown()
 
 

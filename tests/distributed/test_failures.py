@@ -1,0 +1,149 @@
+"""Processes that are killed or hang, on the real command line: found, named once, and the run goes on elsewhere."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from laser.train.checkpoint import read_facts
+
+LAUNCH = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "LASER_SAID", "PL_GLOBAL_SEED")
+LASER = [sys.executable, "-m", "laser.cli"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+RECIPE = """
+seed_everything: 0
+data: {batch_size: 200, max_history: 12}
+model:
+  network:
+    class_path: laser.model.laser.Laser
+    init_args: {width: 16, segment_width: 3, mixer_tokens: 4, mixer_width: 16, token_dropout: 0.1}
+trainer:
+  accelerator: cpu
+  devices: 2
+  strategy: {class_path: laser.train.strategy.TorchRecStrategy, init_args: {timeout_seconds: 20}}
+  enable_progress_bar: false
+  log_every_n_steps: 1
+  logger: [{class_path: laser.train.loggers.CSVLog}]
+  callbacks:
+    - class_path: lightning.pytorch.callbacks.ModelCheckpoint
+      init_args: {filename: best, monitor: val/auc, mode: max, enable_version_counter: false}
+    - class_path: lightning.pytorch.callbacks.ModelCheckpoint
+      init_args: {filename: last, every_n_train_steps: 4, enable_version_counter: false}
+"""
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory, prepared: Path) -> Callable[..., subprocess.Popen]:
+    """``start(launcher, run, epochs)`` begins to train on two processes."""
+    recipe = tmp_path_factory.mktemp("recipe") / "recipe.yaml"
+    recipe.write_text(RECIPE)
+    kept = {name: value for name, value in os.environ.items() if name not in LAUNCH}
+    environment = kept | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+
+    def begin(launcher: list[str], run: Path, epochs: int) -> subprocess.Popen:
+        arguments = ["fit", "-c", str(recipe), "--data.path", str(prepared), "--ckpt_path", "auto"]
+        arguments += ["--trainer.default_root_dir", str(run), "--trainer.max_epochs", str(epochs)]
+        return subprocess.Popen([*launcher, *arguments], stderr=subprocess.PIPE, text=True, env=environment)
+
+    return begin
+
+
+def steps_saved(run: Path) -> int:
+    last = run / "checkpoints" / "last.ckpt"
+    return read_facts(last)["step"] if last.exists() else 0
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen, seconds: float = 90.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()[1][-3000:]
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def trainers(process: subprocess.Popen) -> list[int]:
+    """Training processes that a launcher started, the oldest first."""
+    children = Path(f"/proc/{process.pid}/task").glob("*/children")
+    found = sorted(int(child) for file in children for child in file.read_text().split())
+    return [child for child in found if "laser.cli" in Path(f"/proc/{child}/cmdline").read_text()]
+
+
+def lives(process: int) -> bool:
+    """Whether a process runs; a dead one that its parent has not asked for does not."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(") ")[2][0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("victim", "how", "seconds"), [(1, signal.SIGKILL, 10), (0, signal.SIGKILL, 10), (1, signal.SIGSTOP, 30)]
+)
+def test_a_lost_process_is_named_once(start, tmp_path, victim, how, seconds):
+    process = start(LASER, tmp_path, 10_000)
+    wait_for(lambda: steps_saved(tmp_path) > 0, process)
+    child = trainers(process)[0]
+    os.kill(process.pid if victim == 0 else child, how)
+    began = time.monotonic()
+    errors = process.communicate(timeout=60)[1]  # until the last of both has closed it
+    assert time.monotonic() - began < seconds + 10  # the machine may be busy
+    assert errors.count("laser: ") == 1, errors
+    assert f"laser: process {victim} of 2 was lost after step " in errors
+    assert "Traceback" not in errors
+    assert not lives(child)
+    assert process.returncode == (-signal.SIGKILL if victim == 0 else 3)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(start, tmp_path_factory) -> Callable[[int], Path]:
+    """Folder of a run that nothing happened to."""
+
+    def finish(epochs: int) -> Path:
+        run = tmp_path_factory.mktemp("undisturbed")
+        process = start(LASER, run, epochs)
+        errors = process.communicate(timeout=200)[1]
+        assert process.returncode == 0, errors[-3000:]
+        return run
+
+    return finish
+
+
+def check_same(run: Path, whole: Path) -> None:
+    for name in ("last", "best"):
+        compared = [*LASER, "checkpoint", "diff", *(str(x / "checkpoints" / f"{name}.ckpt") for x in (run, whole))]
+        done = subprocess.run(compared, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout[-2000:]
+    assert (run / "metrics.csv").read_text() == (whole / "metrics.csv").read_text()
+
+
+def test_torchrun_restarts_to_the_same_numbers(start, tmp_path, undisturbed):
+    """One rank is killed in the middle of the run: the restarted run ends as if nothing had happened."""
+    process = start([*TORCHRUN, "--max_restarts", "2", "-m", "laser.cli"], tmp_path, 12)
+    wait_for(lambda: steps_saved(tmp_path) >= 12, process)
+    os.kill(trainers(process)[1], signal.SIGKILL)
+    errors = process.communicate(timeout=200)[1]
+    assert process.returncode == 0, errors[-3000:]
+    check_same(tmp_path, undisturbed(12))
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+def test_ranks_killed_at_random_change_nothing(start, tmp_path, undisturbed):
+    """Ranks die at random times through a whole run, some while saving, some while starting up."""
+    random = Random(5)
+    process = start([*TORCHRUN, "--max_restarts", "100", "-m", "laser.cli"], tmp_path, 60)
+    for _ in range(12):
+        time.sleep(random.uniform(2, 25))
+        if process.poll() is None and (running := trainers(process)):
+            os.kill(random.choice(running), signal.SIGKILL)
+    errors = process.communicate(timeout=600)[1]
+    assert process.returncode == 0, errors[-3000:]
+    check_same(tmp_path, undisturbed(60))
