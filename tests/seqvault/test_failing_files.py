@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from laser.seqvault import Field, SeqVault
+from laser.seqvault import Field, SeqVault, durable, writing
 
 SMALL = (Field("time", "int64"), Field("item", "uint32"))
 CALLS = ("open", "write", "fsync", "fdatasync", "ftruncate", "replace")
@@ -116,3 +116,43 @@ def test_each_call_of_an_opening_fails_once(path: Path, monkeypatch: pytest.Monk
             assert reader.check() == []
             assert reader.check() == []
     assert failing > 10
+
+
+@pytest.mark.parametrize("operation", ["checkpoint", "compact", "set_derived"])
+def test_a_state_in_doubt_is_left_alone(path: Path, monkeypatch: pytest.MonkeyPatch, operation: str) -> None:
+    fields = (*SMALL, Field("shop", "int32"))
+    vault = SeqVault.create(path, fields, derived={"shop": "item"}, sync="always", maintenance_rate=0)
+    vault.append([1, 1], small(np.arange(2)))
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="open it again"):
+        patch.setattr(durable, "sync_directory", _fail)  # the manifest is in place then, perhaps not for good
+        vault.checkpoint()
+    before = {file: file.read_bytes() for file in path.glob("*")}
+    arguments = ["shop", [1], [5]] if operation == "set_derived" else []
+    with pytest.raises(ValueError, match="open the vault again"):
+        getattr(vault, operation)(*arguments)
+    vault.close()
+    assert {file: file.read_bytes() for file in path.glob("*") if file in before and file.suffix != ".wal"}.items() <= (
+        before.items()
+    )
+    with SeqVault.open(path, "a") as opened:
+        assert_kept(opened, [0, 1])
+        assert opened.check() == []
+
+
+def test_a_snapshot_in_doubt_gets_a_generation_of_its_own(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    vault = SeqVault.create(path, SMALL, maintenance_rate=0)
+    vault.append([1, 1], small(np.arange(2)))
+    vault.checkpoint()
+    with monkeypatch.context() as patch:
+        patch.setattr(durable, "sync_directory", _fail)
+        vault._writer.save_index()  # pyrefly: ignore
+    monkeypatch.setattr(writing, "BULK_EVENTS", 1)
+    with SeqVault.open(path) as reader:
+        vault.append([1], small(np.array([2])))
+        reader.refresh()
+        assert reader.read([1])["time"].tolist() == [0, 1, 2]
+    vault.close()
+
+
+def _fail(_: Path) -> None:
+    raise OSError(errno.EIO, os.strerror(errno.EIO))

@@ -168,10 +168,11 @@ class Catalog:
 
         Raises:
             OSError: when writing fails; the vault is then as before the call, but for ``in_doubt``.
-            ValueError: when there are too many segments.
+            ValueError: when there are too many segments, or an earlier failure left the state in doubt.
         """
         old, switching = self.manifest, False
         try:
+            self._require_certain()
             entries = self._entries(staged, {entry.slot for entry in old.segments})
             dictionaries = ids.save(lock)
             sync_directory(self.folder)
@@ -194,6 +195,11 @@ class Catalog:
         gone = {entry.slot for entry in replacing}
         stay = {slot: segment for slot, segment in self.files.segments.items() if slot not in gone}
         return Step(manifest, SegmentFiles({**stay, **opened}, ids, self.files.tables), entries, staged.directories)
+
+    def _require_certain(self) -> None:
+        if self.in_doubt:
+            # The next state could get the name of one on disk, or cut a dictionary that this one counts on.
+            raise ValueError(f"{self.folder} may not have been made durable earlier; open the vault again")
 
     def _moved_on(self, old: Manifest) -> bool:
         try:
@@ -227,10 +233,17 @@ class Catalog:
 
     def save_index(self, index: Index) -> None:
         """Save a snapshot of the index, compacted and without what is only in the log; the manifest then names it."""
+        if self.in_doubt:
+            return
         old, number = self.manifest, self.reserve()
         snapshot.save(self.folder, number, index)
         manifest = old.successor(snapshot=number, snapshot_segments=len(old.segments), next_number=self.reserve(0))
-        manifest.save(self.folder)
+        try:
+            manifest.save(self.folder)
+        except OSError:
+            if self._moved_on(old):
+                self.manifest = manifest  # readers see it; should a crash bring the old one back, its files are there
+            raise
         self.manifest = manifest
         self.index_lost = False
         if old.snapshot:
@@ -240,8 +253,10 @@ class Catalog:
         """Give a derived field other values, durably; what is read from now on has them.
 
         Raises:
-            OSError: when they cannot be written; everything is then as before.
+            OSError: when they cannot be written; everything is then as before, but for ``in_doubt``.
+            ValueError: when an earlier failure left the state in doubt.
         """
+        self._require_certain()
         old, number, name = self.manifest, self.reserve(), table.field.name
         table.save(self.folder, number)
         manifest = old.successor(tables={**old.tables, name: number}, next_number=self.reserve(0))
