@@ -55,7 +55,11 @@ class SegmentWriter:
         self.events = 0
         self.entries: list[np.ndarray] = []
         self.file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-        write_all(self.file, _header(number, layout))
+        try:
+            write_all(self.file, _header(number, layout))
+        except BaseException:
+            self.abandon()
+            raise
 
     def write(self, packed: np.ndarray, entries: np.ndarray) -> None:
         """Add packed chunks (uint64 words) and their edits, whose offsets count from the start of ``packed``."""
