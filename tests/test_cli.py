@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import google_crc32c
 import pytest
 
 LASER = str(Path(sys.executable).with_name("laser"))
@@ -146,6 +147,9 @@ def mistakes(runs: Path, small: list[str], prepared: Path, tmp_path_factory) -> 
     damaged = root / "damaged.ckpt"
     shutil.copytree(runs / "first" / "checkpoints" / "best.ckpt", damaged)
     (damaged / ".metadata").write_bytes(b"cos\nsystem\n(S'touch " + bytes(root / "pwned") + b"'\ntR.")
+    facts = json.loads((damaged / "facts.json").read_text())
+    facts["checksums"][".metadata"] = google_crc32c.value((damaged / ".metadata").read_bytes())
+    (damaged / "facts.json").write_text(json.dumps(facts))
 
     run = ["--trainer.default_root_dir", str(root / "run")]
     first = ["--trainer.default_root_dir", str(runs / "first")]

@@ -27,6 +27,7 @@ from laser.train.optim import DenseOptimizer, TableOptimizer
 from laser.train.predictions import PredictionWriter
 from laser.train.sharding import Sharding
 from laser.train.strategy import TorchRecStrategy
+from laser.train.warm_start import WarmStart
 
 NETWORK = {
     "width": 16,
@@ -87,6 +88,7 @@ def run(job: dict) -> None:
         DenseOptimizer(learning_rate=0.01),
         warm_up_steps=WARM_UP,
         seed=3,
+        warm_start=WarmStart(**job["warm_start"]) if "warm_start" in job else None,
     )
     data = CTRDataModule(job["data"], batch_size=job["batch_size"], max_history=MAX_HISTORY, seed=5)
     trainer = pl.Trainer(
@@ -106,6 +108,9 @@ def run(job: dict) -> None:
     )
     if job.get("stage", "fit") == "fit":
         trainer.fit(module, data, ckpt_path=job.get("checkpoint"))
+        trainer.save_checkpoint(folder / "end.ckpt")
+    if job.get("stage") == "warm start":
+        trainer.test(module, data, verbose=False)
         trainer.save_checkpoint(folder / "end.ckpt")
     if job.get("test"):
         # Evaluation starts from a checkpoint, as on the command line.

@@ -60,7 +60,8 @@ class LaserCLI(LightningCLI):
         config = self.config[self.subcommand]
         run = Path(config.trainer.default_root_dir or "runs/run")
         config.trainer.default_root_dir = str(run)
-        config.ckpt_path = checkpoint_path(config.ckpt_path, run, self.subcommand)
+        warm = config.model.warm_start is not None
+        config.ckpt_path = checkpoint_path(config.ckpt_path, run, self.subcommand, warm)
         first_step = read_facts(config.ckpt_path)["step"] if config.ckpt_path else 0
         if self.subcommand == "fit":
             if os.environ.get("LOCAL_RANK", "0") == "0":
@@ -86,11 +87,12 @@ def _seed(seed: bool | int) -> int:
     return int(os.environ.get("PL_GLOBAL_SEED", 0)) if isinstance(seed, bool) else seed
 
 
-def checkpoint_path(given: str | None, run: Path, verb: str | None) -> str | None:
+def checkpoint_path(given: str | None, run: Path, verb: str | None, warm: bool) -> str | None:
     """Where to load from: ``best`` and ``last`` are those of the run; evaluations take the best by default.
 
     ``auto`` is ``last`` when there is one and a new start otherwise: the same command then starts a run and goes on
-    with it, which is what torchrun's restarts and Slurm's requeues need.
+    with it, which is what torchrun's restarts and Slurm's requeues need. ``warm_start`` evaluates the weights that
+    ``model.warm_start`` names.
 
     Raises:
         ValueError: when an evaluation has nothing to load.
@@ -102,6 +104,12 @@ def checkpoint_path(given: str | None, run: Path, verb: str | None) -> str | Non
             raise ValueError(f"--ckpt_path auto is for laser fit, not laser {verb}; give best or last")
         last = run / CHECKPOINTS / "last.ckpt"
         return str(last) if existing(last).exists() else None
+    if given == "warm_start":
+        if verb == "fit" or not warm:
+            raise ValueError(
+                "--ckpt_path warm_start evaluates the weights that model.warm_start names; name them there"
+            )
+        return None
     name = given or "best"
     path = run / CHECKPOINTS / f"{name}.ckpt" if name in ("best", "last") else Path(name)
     read_facts(path)

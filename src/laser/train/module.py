@@ -23,6 +23,7 @@ from laser.train.gate_statistics import GateStatistics
 from laser.train.metrics import CTRMetrics
 from laser.train.optim import DenseOptimizer, TableOptimizer, build_optimizer, dense_parameters, linear_warm_up
 from laser.train.sharding import sharded_collections
+from laser.train.warm_start import WarmStart
 
 
 class CTRModule(pl.LightningModule):
@@ -35,6 +36,7 @@ class CTRModule(pl.LightningModule):
         dense_optimizer: of all other parameters.
         warm_up_steps: steps over which both learning rates rise linearly to their values.
         seed: of initial weights; linked to ``seed_everything`` on the command line.
+        warm_start: begin with weights of another run; not used when a checkpoint of this run is loaded.
     """
 
     network: nn.Module
@@ -46,6 +48,7 @@ class CTRModule(pl.LightningModule):
         dense_optimizer: DenseOptimizer = DenseOptimizer(),  # noqa: B008
         warm_up_steps: int = 0,
         seed: int = 0,
+        warm_start: WarmStart | None = None,
     ) -> None:
         super().__init__()
         self.build_network = network
@@ -53,6 +56,7 @@ class CTRModule(pl.LightningModule):
         self.dense_optimizer = dense_optimizer
         self.warm_up_steps = warm_up_steps
         self.seed = seed
+        self.warm_start = warm_start
         self.metrics = CTRMetrics()
         self.gates = GateStatistics()
         self.validation: dict[str, float] = {}

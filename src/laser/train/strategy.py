@@ -11,7 +11,9 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,10 +26,18 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from laser.train import checkpoint as checkpoints
+from laser.train.callbacks import write_json
 from laser.train.failures import Heartbeat, PatientLauncher, ProcessLost, say_lost, tells_of_a_loss
 from laser.train.loop_state import move_to_validation, validation_is_due
 from laser.train.optim import SparseDenseOptimizer, fill_accumulators
-from laser.train.sharding import Sharding, check_combination, shard_collections, sharded_collections
+from laser.train.sharding import (
+    Sharding,
+    check_combination,
+    embedding_collections,
+    shard_collections,
+    sharded_collections,
+)
+from laser.train.warm_start import load_weights
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -121,7 +131,13 @@ class TorchRecStrategy(DDPStrategy):
 
     def setup(self, trainer: pl.Trainer) -> None:
         """Shard and fill the tables, then let DDP take the rest."""
+        new = bool(embedding_collections(self.module))  # not a model that was just trained
         self._shard_tables()
+        if new and self.module.warm_start is not None and trainer.ckpt_path is None:
+            outcome = load_weights(self.module, self.module.warm_start)
+            if self.global_rank == 0:
+                print(f"laser: weights of {self.module.warm_start.checkpoint}: {outcome}")
+                write_json(Path(trainer.default_root_dir) / "warm_start.json", asdict(outcome))
         super().setup(trainer)
 
     @torch.no_grad()
