@@ -9,6 +9,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
+from data_prep.adding import Late, Period, extend
 from data_prep.engine import EngineName
 from data_prep.first_recipe import first_recipe
 from data_prep.inspection import inspect as inspect_user
@@ -60,6 +61,38 @@ def run(
     print(f"  leakage check passed: {checked['samples_checked']:,} samples, {cuts:,} of them read as training reads")
 
 
+def add(
+    recipe: Path,
+    to: Path,
+    raw: Path,
+    late: Late = "refuse",
+    test_from: int | None = None,
+    test_end: int | None = None,
+    memory: str | None = None,
+    threads: int | None = None,
+) -> None:
+    """Add new log files, of another day say, to a prepared data set.
+
+    Args:
+        recipe: YAML file that the data set was prepared with.
+        to: folder of the data set; its files of samples stay as they are.
+        raw: folder of the new files of the log, and of side tables that know the new items.
+        late: of rows that are not newer than the data set: refuse them all and stop, or reject them with their reason.
+        test_from: timestamp of the first new test sample, in ticks; new rows before it are history only.
+        test_end: first timestamp that is no longer test, in place of the recipe's.
+        memory: limit of the whole job such as 4GB. Default: 80 % of the machine's.
+        threads: of the engine. Default: all cores.
+    """
+    added = extend(recipe, to, raw, late, Period(test_from, test_end), memory, threads)
+    if added.get("already"):
+        print(f"{to}: already added, nothing to do: {', '.join(added['files'])}")
+        return
+    rows = added["rows"]
+    print(f"{to}: {rows['read']:,} rows read, {sum(rows['rejected'].values()):,} rejected")
+    told = ", ".join(f"{count:,} {split}" for split, count in added["samples"].items())
+    print(f"  added {added['events']:,} events, {added['users']:,} users, {added['items']:,} items; samples: {told}")
+
+
 def check(folder: Path) -> None:
     """Look for leakage in a prepared data set.
 
@@ -108,7 +141,15 @@ def init(files: list[Path], out: Path | None = None) -> None:
         out.write_text(text + "\n")
 
 
-VERBS = {"init": init, "run": run, "check": check, "inspect": inspect_user, "report": report, "synthetic": synthetic}
+VERBS = {
+    "init": init,
+    "run": run,
+    "add": add,
+    "check": check,
+    "inspect": inspect_user,
+    "report": report,
+    "synthetic": synthetic,
+}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -55,7 +55,9 @@ def write_page(folder: Path, report: dict[str, Any], options: Mapping[str, Any])
         _coverage(facts, report),
         _drift(facts),
     ]
-    sections += [_side_info(report), _rejected(facts, report), _disk(report)]
+    sections += [_side_info(report), _rejected(facts, report)]
+    sections += [_additions(report["additions"])] if report.get("additions") else []
+    sections.append(_disk(report))
     source = importlib.resources.files("data_prep").joinpath("report_template.html").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
     page = environment.from_string(source).render(name=report["name"], note=report.get("note"), sections=sections)
@@ -162,6 +164,13 @@ def _coverage(facts: Facts, report: dict[str, Any]) -> Section:
         "with an item not in train",
     ]
     section.table(head, rows)
+    if ids := report.get("ids"):
+        rules = [
+            [name, *(f"{found[key]:,}" for key in ("values", "own", "shared", "unknown", "codes_used"))]
+            for name, found in ids.items()
+        ]
+        section.notes.append("Features whose values share codes or have none, in distinct raw values:")
+        section.table(["feature", "values", "own code", "shared code", "unknown", "codes in use"], rules)
     return section
 
 
@@ -207,6 +216,21 @@ def _rejected(facts: Facts, report: dict[str, Any]) -> Section:
         if examples:
             section.notes.append(f"First rows rejected because: {reason}")
             section.table(list(examples[0]), [[_cell(value) for value in row.values()] for row in examples])
+    return section
+
+
+def _additions(additions: list[dict[str, Any]]) -> Section:
+    section = Section("Additions")
+    rows = [
+        [
+            ", ".join(addition["files"]),
+            f"{addition['rows']['read']:,} ({sum(addition['rows']['rejected'].values()):,})",
+            *(f"{addition[key]:,}" for key in ("events", "users", "items")),
+            *(f"{addition['samples'][split]:,}" for split in SPLITS),
+        ]
+        for addition in additions
+    ]
+    section.table(["files", "rows read (rejected)", "events", "new users", "new items", *SPLITS], rows)
     return section
 
 
