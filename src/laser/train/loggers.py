@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import csv
 import os
+import sys
 from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+INIT_SECONDS = 30.0
+"""How long Weights & Biases may take to begin a run."""
 
 
 class CSVLog(CSVLogger):
@@ -57,7 +61,10 @@ class RowWriter(ExperimentWriter):
 
 
 class WandbLog(WandbLogger):
-    """Weights & Biases, offline unless told otherwise; never asks and never waits for the network.
+    """Weights & Biases, offline unless told otherwise; never asks.
+
+    When it is told to be online and the server does not answer within half a minute, or there is no key, the run is
+    logged offline.
 
     Args:
         project: name of the project.
@@ -77,7 +84,29 @@ class WandbLog(WandbLogger):
 
         mode = mode or os.environ.get("WANDB_MODE", "offline")  # type: ignore[assignment]
         # No console capture, code or git upload, machine statistics: none is needed, all cost time or privacy.
-        settings = wandb.Settings(console="off", save_code=False, disable_git=True, x_disable_stats=True, silent=True)
+        settings = wandb.Settings(
+            console="off",
+            save_code=False,
+            disable_git=True,
+            x_disable_stats=True,
+            silent=True,
+            init_timeout=INIT_SECONDS,
+        )
         folder = save_dir or "."
         super().__init__(project=project, name=name or Path(folder).name, save_dir=folder, mode=mode, settings=settings)
         self._wandb_init.pop("anonymous", None)  # wandb warns of it even when it is not set
+
+    @property
+    def experiment(self) -> Any:
+        """The run at Weights & Biases, begun when it is first asked for."""
+        import wandb
+
+        try:
+            return super().experiment
+        except wandb.errors.Error as error:
+            if self._wandb_init["mode"] == "offline":
+                raise
+            reason = str(error).splitlines()[0]
+            print(f"laser: Weights & Biases cannot be reached ({reason}); this run is logged offline", file=sys.stderr)
+            self._wandb_init["mode"] = "offline"
+            return super().experiment
