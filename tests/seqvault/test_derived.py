@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -157,3 +159,27 @@ def test_every_byte_of_a_table_flipped(tmp_path: Path) -> None:
             with pytest.raises(ValueError, match=rf"{file.name} (is damaged at offset \d+|has format version)"):
                 SeqVault.open(path)
         file.write_bytes(data)
+
+
+def test_reads_go_on_while_values_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with SeqVault.create(tmp_path / "vault", FIELDS, derived=DERIVED) as vault:
+        vault.append([1], {"time": [1], "item": [5], "action": [0]})
+        vault.checkpoint()
+        before = vault.stats()
+        seen: list[int] = []
+
+        def fsync_while_read(file: int) -> None:
+            reader = Thread(target=lambda: seen.extend(vault.read([1])["author"].tolist()))
+            reader.start()
+            reader.join(10)
+            fsync(file)
+
+        with monkeypatch.context() as patch:
+            fsync = os.fsync
+            patch.setattr(os, "fsync", fsync_while_read)
+            vault.set_derived("author", np.arange(100), np.arange(100) + 7)
+        assert set(seen) == {0}
+        assert vault.read([1])["author"].tolist() == [12]
+        after = vault.stats()
+        assert after["table_bytes"] == 64 + 100 * (8 + 4)
+        assert after["memory_bytes"] - before["memory_bytes"] >= 100 * (8 + 4)

@@ -249,8 +249,10 @@ class Catalog:
         if old.snapshot:
             self.remove([snapshot.file_name(old.snapshot)])
 
-    def save_table(self, table: Table) -> None:
+    def save_table(self, table: Table, lock: AbstractContextManager[Any]) -> None:
         """Give a derived field other values, durably; what is read from now on has them.
+
+        ``lock``, the vault's, is held for memory only.
 
         Raises:
             OSError: when they cannot be written; everything is then as before, but for ``in_doubt``.
@@ -269,8 +271,9 @@ class Catalog:
                 raise OSError(f"{self.folder} may not have been made durable ({error}); open it again") from error
             self.remove([derived.file_name(number)])
             raise
-        self.manifest = manifest
-        self.files.tables.by_field[name] = ByCode(table)
+        with lock:
+            self.manifest = manifest
+            self.files.tables.by_field[name] = ByCode(table)
         if name in old.tables:
             self.remove([derived.file_name(old.tables[name])])
 

@@ -133,6 +133,11 @@ class ByCode:
             self._done = len(ids)
         return self._values[:, : len(ids)].view(table.field.unsigned)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory: by id, and by code as far as these have been asked for."""
+        return self.table.ids.nbytes + self.table.values.nbytes + self._values.nbytes
+
 
 class Tables:
     """The tables of a vault, by field."""
@@ -144,6 +149,11 @@ class Tables:
             number = numbers.get(field.name, 0)
             table = Table.load(field, folder / file_name(number)) if number else Table.empty(field)
             self.by_field[field.name] = ByCode(table)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory."""
+        return sum(values.nbytes for values in self.by_field.values())
 
     def checked(self, layout: Layout, name: str, ids: Any, values: Any) -> Table:
         """The table of a field with the changes that a caller wants.

@@ -19,7 +19,8 @@ def statistics(catalog: Catalog, tail: Tail, folder: Path) -> dict[str, int | fl
 
     ``space_amplification`` is bytes in segments over bytes of chunks still in use; ``write_amplification`` is bytes of
     segments written since opening over those still in use. ``hot_bytes`` are each user's newest chunk, ``cold_bytes``
-    the older ones, both without dead chunks; extents are chunks.
+    the older ones, both without dead chunks; extents are chunks. ``memory_bytes`` are index, recent events,
+    dictionaries (whole, when first asked for) and tables of derived fields; the cache has figures of its own.
     """
     index = catalog.index
     live = int(index.live.sum()) * 8
@@ -28,6 +29,7 @@ def statistics(catalog: Catalog, tail: Tail, folder: Path) -> dict[str, int | fl
     users, ids = len(index.users), catalog.files.ids
     dictionary_bytes = sum(entry.bytes for entry in catalog.manifest.dictionaries)
     stored = int(index.used[3])
+    tables = catalog.files.tables
     newest, older, chunks, most = _tiers(index.rows, int(index.used[0]), index.chunks)
     return {
         "users": users + int(_new_users(tail.slots, index.table, index.rows)),
@@ -43,17 +45,21 @@ def statistics(catalog: Catalog, tail: Tail, folder: Path) -> dict[str, int | fl
         "chunks": chunks,
         "extents_per_user": chunks / users if users else 0.0,
         "most_extents": most,
-        "log_bytes": _log_bytes(folder),
+        "log_bytes": _total_bytes(folder, "*.wal"),
         "tail_bytes": tail.nbytes,
         "dictionaries": len(ids.by_field),
         "ids": sum(dictionary.count for dictionary in ids.by_field.values()),
         "dictionary_bytes": dictionary_bytes,
+        "dictionary_memory_bytes": ids.nbytes,
+        "derived_fields": len(tables.by_field),
+        "table_bytes": _total_bytes(folder, "*.tab"),
+        "table_memory_bytes": tables.nbytes,
         "bytes_per_event": (live + dictionary_bytes) / stored if stored else 0.0,
         "space_amplification": segments / live if live else 1.0,
         "write_amplification": catalog.written / live if live else 0.0,
         "index_bytes": index.nbytes,
         "index_bytes_per_user": index.nbytes / users if users else 0.0,
-        "memory_bytes": index.nbytes + tail.nbytes + ids.nbytes,
+        "memory_bytes": index.nbytes + tail.nbytes + ids.nbytes + tables.nbytes,
         "generation": catalog.manifest.generation,
     }
 
@@ -87,10 +93,10 @@ def _tiers(rows: np.ndarray, num_rows: int, chunks: np.ndarray) -> Any:
     return newest, older, total, most
 
 
-def _log_bytes(folder: Path) -> int:
-    """Bytes of all logs; the background may remove one meanwhile."""
+def _total_bytes(folder: Path, pattern: str) -> int:
+    """Bytes of all files of a kind; one may be removed meanwhile."""
     total = 0
-    for path in folder.glob("*.wal"):
+    for path in folder.glob(pattern):
         with contextlib.suppress(FileNotFoundError):
             total += path.stat().st_size
     return total

@@ -181,8 +181,7 @@ class Writer:
         """See ``SeqVault.set_derived``."""
         with self.committing:
             table = self.catalog.files.tables.checked(self._layout, field, ids, values)
-            with self.lock:
-                self.catalog.save_table(table)
+            self.catalog.save_table(table, self.lock)
 
     def checkpoint(self) -> None:
         """See ``SeqVault.checkpoint``."""
