@@ -76,6 +76,18 @@ def test_same_command_twice_gives_the_same_files(runs):
         assert (runs / "first" / name).read_bytes() == (runs / "second" / name).read_bytes(), name
 
 
+def test_every_process_tells_how_it_fared(runs):
+    ranks = json.loads((runs / "two" / "ranks.json").read_text())["ranks"]
+    assert len(ranks) == 2
+    assert ranks[0]["steps"] == ranks[1]["steps"] > 0
+    assert sum(rank["samples"] for rank in ranks) == pytest.approx(
+        json.loads((runs / "first" / "ranks.json").read_text())["ranks"][0]["samples"]
+    )
+    for rank in ranks:
+        assert 0 < rank["waiting_milliseconds"] < rank["milliseconds"]
+        assert rank["peak_memory_bytes"] > 1e8
+
+
 def test_two_processes_give_the_same_metrics_to_rounding(runs):
     one, two = (json.loads((runs / name / "metrics.json").read_text()) for name in ("first", "two"))
     assert one["test"] == pytest.approx(two["test"], rel=1e-4)

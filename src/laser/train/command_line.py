@@ -21,6 +21,7 @@ from laser.train.failures import ProcessLost
 from laser.train.module import CTRModule
 from laser.train.predictions import PredictionWriter
 from laser.train.progress import SamplesProgressBar
+from laser.train.rank_statistics import RankStatistics
 from laser.train.strategy import TorchRecStrategy
 
 CHECKPOINTS = "checkpoints"
@@ -69,7 +70,7 @@ class LaserCLI(LightningCLI):
         else:
             config.trainer.logger = False  # logs tell of training; an evaluation writes its own files
         _place_in_run(config.trainer, run, first_step)
-        callbacks: list[Callback] = [Throughput(), PredictionWriter(), RunRecord()]
+        callbacks: list[Callback] = [Throughput(), RankStatistics(), PredictionWriter(), RunRecord()]
         if config.trainer.enable_progress_bar is not False:
             callbacks.append(SamplesProgressBar())
         self.trainer_defaults["callbacks"] = callbacks

@@ -1,0 +1,81 @@
+"""How each process of a run fared: who waits for data, who has the most events, who needs the most memory."""
+
+from __future__ import annotations
+
+import resource
+import time
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from laser.batch import Batch
+from laser.train.callbacks import run_folder, write_json
+from laser.train.loggers import CSVLog
+
+
+class RankStatistics(Callback):
+    """Writes ``ranks.json``, and tells loggers other than the CSV file, which must not depend on time, as ``rank/*``.
+
+    Of each process, over its training steps without the first five and without validation: ``samples``, ``events`` and
+    ``milliseconds`` of a step, ``waiting_milliseconds`` between the end of a step and the beginning of the next (for
+    data, logging and checkpoints), and the largest memory that was in use.
+    """
+
+    skipped_steps = 5
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start counting."""
+        self.steps, self.samples, self.events, self.seconds, self.waited = -self.skipped_steps, 0, 0, 0.0, 0.0
+        self.ended: float | None = None
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Count the time since the last step."""
+        self.began = time.perf_counter()
+        self.pause = 0.0 if self.ended is None else self.began - self.ended
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Count a step."""
+        self.ended = time.perf_counter()
+        self.steps += 1
+        if self.steps <= 0:
+            return
+        self.seconds += self.pause + self.ended - self.began
+        self.waited += self.pause
+        self.samples += len(batch)
+        self.events += int(batch.age_T.shape[0])
+        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            # Loggers work on rank 0 only: its own figures, while those of all are gathered at the end.
+            for logger in trainer.loggers:
+                if not isinstance(logger, CSVLog):
+                    values = {f"rank/{name}": value for name, value in self.figures().items()}
+                    logger.log_metrics(values, step=trainer.global_step)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Validation is not training."""
+        self.ended = None
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Gather the figures of all processes and write the file."""
+        ranks: list[Any] = [None] * trainer.world_size
+        dist.all_gather_object(ranks, self.figures())
+        if trainer.is_global_zero:
+            write_json(run_folder(trainer) / "ranks.json", {"ranks": ranks})
+
+    def figures(self) -> dict[str, float]:
+        """Means per step so far, and peaks of memory in bytes."""
+        steps = max(self.steps, 1)
+        figures = {
+            "steps": max(self.steps, 0),
+            "samples": self.samples / steps,
+            "events": self.events / steps,
+            "milliseconds": 1000 * self.seconds / steps,
+            "waiting_milliseconds": 1000 * self.waited / steps,
+            "peak_memory_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+        }
+        if torch.cuda.is_available():
+            figures["peak_gpu_memory_bytes"] = torch.cuda.max_memory_allocated()
+        return figures
