@@ -115,9 +115,9 @@ trainer: {{default_root_dir: {tmp_path / "run"}, max_steps: 1, limit_val_batches
     assert done.returncode == 0, done.stderr[-3000:]
     assert "1 in part (item: 81 of 121 rows)" in done.stdout
     assert outcome(tmp_path / "run")["partly"]
-    done = laser("fit", "--model.warm_start.tables", "{lable: tag}")
+    done = laser("fit", "--model.warm_start.tables", "{colour: tag}")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
-    assert "names table 'lable', but this run has category, device, item, label, rating" in done.stderr
+    assert "names table 'colour', but this run has category, device, item, label, rating" in done.stderr
     done = laser("test", "--ckpt_path", "warm_start")
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["test"]["samples"] > 0
