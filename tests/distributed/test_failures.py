@@ -42,16 +42,16 @@ trainer:
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory, prepared: Path) -> Callable[..., subprocess.Popen]:
-    """``start(launcher, run, epochs)`` begins to train on two processes."""
+    """``start(launcher, run, epochs, *options)`` begins to train on two processes."""
     recipe = tmp_path_factory.mktemp("recipe") / "recipe.yaml"
     recipe.write_text(RECIPE)
-    kept = {name: value for name, value in os.environ.items() if name not in LAUNCH}
-    environment = kept | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
 
-    def begin(launcher: list[str], run: Path, epochs: int) -> subprocess.Popen:
+    def begin(launcher: list[str], run: Path, epochs: int, *options: str) -> subprocess.Popen:
+        kept = {name: value for name, value in os.environ.items() if name not in LAUNCH}
+        environment = kept | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
         arguments = ["fit", "-c", str(recipe), "--data.path", str(prepared), "--ckpt_path", "auto"]
         arguments += ["--trainer.default_root_dir", str(run), "--trainer.max_epochs", str(epochs)]
-        return subprocess.Popen([*launcher, *arguments], stderr=subprocess.PIPE, text=True, env=environment)
+        return subprocess.Popen([*launcher, *arguments, *options], stderr=subprocess.PIPE, text=True, env=environment)
 
     return begin
 
@@ -100,6 +100,21 @@ def test_a_lost_process_is_named_once(start, tmp_path, victim, how, seconds):
     assert "Traceback" not in errors
     assert not lives(child)
     assert process.returncode == (-signal.SIGKILL if victim == 0 else 3)
+
+
+def test_an_error_of_one_process_is_the_only_one_reported(start, tmp_path, monkeypatch):
+    (tmp_path / "faulty.py").write_text("""
+from lightning.pytorch import Callback
+class Faulty(Callback):
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_rank == 1 and trainer.global_step == 6:
+            raise ValueError("batch 6 is odd")
+""")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    process = start(LASER, tmp_path / "run", 10_000, "--trainer.callbacks+", "faulty.Faulty")
+    errors = process.communicate(timeout=100)[1]
+    assert errors.splitlines() == ["laser fit: batch 6 is odd"]
+    assert process.returncode == 3
 
 
 @pytest.fixture(scope="module")

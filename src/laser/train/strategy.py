@@ -120,7 +120,7 @@ class TorchRecStrategy(DDPStrategy):
             return
         if not tells_of_a_loss(exception):
             if self.heartbeat is not None and isinstance(exception, Exception):
-                self.heartbeat.tell_failure(exception)
+                self.heartbeat.fall_silent()
             return
         say_lost(self.heartbeat, self.world_size)
         for logger in self.module.trainer.loggers:
