@@ -24,8 +24,8 @@ from laser.train.callbacks import RunRecord
 from laser.train.datamodule import CTRDataModule
 from laser.train.module import CTRModule, finite
 from laser.train.optim import DenseOptimizer, TableOptimizer
+from laser.train.placement import Sharding
 from laser.train.predictions import PredictionWriter
-from laser.train.sharding import Sharding
 from laser.train.strategy import TorchRecStrategy
 from laser.train.warm_start import WarmStart
 

@@ -18,7 +18,8 @@ from laser.train.optim import (
     fill_accumulators,
     linear_warm_up,
 )
-from laser.train.sharding import Sharding, shard_collections
+from laser.train.placement import Sharding
+from laser.train.sharding import shard_collections
 
 IDS = torch.tensor([1, 2, 2, 5, 0])
 

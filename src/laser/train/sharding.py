@@ -1,4 +1,4 @@
-"""Where the rows of each embedding table live: a typed configuration, and TorchRec's plan for it.
+"""TorchRec's plan for where the rows of each embedding table live, and the collections that follow it.
 
 Combinations that would crash later, hang another process or silently train a different model are refused by name
 before anything is built (docs/decisions/002-sharding.md).
@@ -7,14 +7,15 @@ before anything is built (docs/decisions/002-sharding.md).
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
 from laser.train.optim import TableOptimizer
+from laser.train.placement import Placement, Sharding, TableSize, place
 from laser.versions import check_triple
 
 check_triple()
@@ -31,34 +32,8 @@ from torchrec.distributed.sharding_plan import (  # noqa: E402
 from torchrec.distributed.types import EmbeddingModuleShardingPlan, ShardingEnv  # noqa: E402
 from torchrec.modules.embedding_modules import EmbeddingCollection  # noqa: E402
 
-ShardingType = Literal["row_wise", "table_wise", "column_wise"]
 FUSED = EmbeddingComputeKernel.FUSED.value
 """Kernels that update rows in their backward pass; the dense ones would leave tables to Adam, and pool on the CPU."""
-COLUMN_MULTIPLE = 4
-"""FBGEMM's kernels want embedding rows of whole 16-byte groups of float32."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sharding:
-    """How embedding tables are spread over processes.
-
-    Args:
-        default: sharding of every table that ``tables`` does not name. ``row_wise`` spreads the rows evenly;
-            ``table_wise`` gives whole tables to processes, the largest first; ``column_wise`` cuts every row.
-        tables: sharding of single tables, by table name.
-    """
-
-    default: ShardingType = "row_wise"
-    tables: dict[str, ShardingType] = field(default_factory=dict)
-
-    def of(self, table: str) -> ShardingType:
-        """Sharding of one table."""
-        return self.tables.get(table, self.default)
-
-    @property
-    def used(self) -> set[str]:
-        """All sharding types that occur."""
-        return {self.default, *self.tables.values()}
 
 
 def check_combination(
@@ -99,31 +74,17 @@ def check_combination(
 
 
 def module_plan(
-    collection: EmbeddingCollection, sharding: Sharding, sharder: Any, device_type: str
+    collection: EmbeddingCollection, placements: Mapping[str, Placement], sharder: Any, device_type: str
 ) -> EmbeddingModuleShardingPlan:
-    """TorchRec's plan for one collection over the default process group.
-
-    Raises:
-        ValueError: when a table's width cannot be cut into equal columns of whole 16-byte groups.
-    """
+    """TorchRec's plan for one collection over the default process group."""
+    generators: dict[str, Callable[[tuple[int, ...]], ParameterShardingGenerator]] = {
+        "row_wise": lambda _ranks: row_wise(compute_kernel=FUSED),
+        "table_wise": lambda ranks: table_wise(rank=ranks[0], compute_kernel=FUSED),
+        "column_wise": lambda ranks: column_wise(ranks=list(ranks), compute_kernel=FUSED),
+    }
+    names = [config.name for config in collection.embedding_configs()]
+    per_table = {name: generators[placements[name].kind](placements[name].ranks) for name in names}
     world_size = dist.get_world_size()
-    configs = sorted(collection.embedding_configs(), key=lambda config: (-config.num_embeddings, config.name))
-    per_table: dict[str, ParameterShardingGenerator] = {}
-    whole = 0
-    for config in configs:
-        match sharding.of(config.name):
-            case "row_wise":
-                per_table[config.name] = row_wise(compute_kernel=FUSED)
-            case "table_wise":
-                per_table[config.name] = table_wise(rank=whole % world_size, compute_kernel=FUSED)
-                whole += 1
-            case "column_wise":
-                if config.embedding_dim % (COLUMN_MULTIPLE * world_size):
-                    raise ValueError(
-                        f"table {config.name!r} of width {config.embedding_dim} cannot be cut column_wise over "
-                        f"{world_size} processes; its width must be a multiple of {COLUMN_MULTIPLE * world_size}"
-                    )
-                per_table[config.name] = column_wise(ranks=list(range(world_size)), compute_kernel=FUSED)
     return construct_module_sharding_plan(
         collection, per_table, sharder=sharder, local_size=_local_size(), world_size=world_size, device_type=device_type
     )
@@ -153,13 +114,20 @@ def shard_collections(model: nn.Module, sharding: Sharding, optimizer: TableOpti
         sharding: of the tables.
         optimizer: of the tables; fused into their backward pass.
         device: of this process.
+
+    Raises:
+        ValueError: as ``laser.train.placement.place``.
     """
     sharder: Any = EmbeddingCollectionSharder(fused_params=optimizer.fused_params())
     group = dist.group.WORLD
     assert group is not None
     environment = ShardingEnv.from_process_group(group)
-    for name, collection in embedding_collections(model):
-        plan = module_plan(collection, sharding, sharder, device.type)
+    collections = embedding_collections(model)
+    configs = [config for _, collection in collections for config in collection.embedding_configs()]
+    sizes = [TableSize(config.name, config.num_embeddings, config.embedding_dim) for config in configs]
+    placements = place(sizes, sharding, dist.get_world_size()) if sizes else {}
+    for name, collection in collections:
+        plan = module_plan(collection, placements, sharder, device.type)
         sharded = sharder.shard(collection, plan, environment, device)
         parent, _, attribute = name.rpartition(".")
         setattr(model.get_submodule(parent), attribute, sharded)

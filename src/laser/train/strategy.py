@@ -30,8 +30,8 @@ from laser.train.callbacks import write_json
 from laser.train.failures import Heartbeat, PatientLauncher, ProcessLost, say_lost, tells_of_a_loss
 from laser.train.loop_state import move_to_validation, validation_is_due
 from laser.train.optim import SparseDenseOptimizer, fill_accumulators
+from laser.train.placement import Sharding
 from laser.train.sharding import (
-    Sharding,
     check_combination,
     embedding_collections,
     shard_collections,
