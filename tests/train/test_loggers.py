@@ -19,6 +19,24 @@ def credentials(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
 
+def test_a_repeated_validation_has_one_row(tmp_path):
+    """As after a checkpoint of the step before a validation; a step's other row is no repetition."""
+
+    def log(first_step: int, rows: list[tuple[int, dict[str, float]]]) -> list[str]:
+        csv = loggers.CSVLog(str(tmp_path), first_step=first_step)
+        for step, values in rows:
+            csv.log_metrics({"epoch": 0, **values}, step=step)
+        csv.finalize("success")
+        return (tmp_path / "metrics.csv").read_text().splitlines()
+
+    rows = [(3, {"loss": 0.5}), (4, {"loss": 0.25}), (4, {"auc": 0.75}), (5, {"loss": 0.125})]
+    whole = log(0, rows)
+    assert len(whole) == 5
+    assert log(5, rows[2:]) == whole
+    assert log(4, rows[1:]) == whole
+    assert log(5, rows[3:]) == whole
+
+
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("mode", [None, "online"])
 def test_a_run_goes_on_without_the_network(tmp_path: Path, capfd, mode):

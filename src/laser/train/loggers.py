@@ -49,12 +49,21 @@ class CSVLog(CSVLogger):
 
 
 class RowWriter(ExperimentWriter):
-    """Lightning's writer, starting from rows that are there already."""
+    """Lightning's writer, starting from rows that are there already.
+
+    A run that goes on from the step before a validation repeats that validation, whose row may be there.
+    """
 
     def __init__(self, log_dir: str, rows: list[dict[str, str]]) -> None:
         super().__init__(log_dir)
         self.metrics: list[dict[str, Any]] = list(rows)
+        self.known = {(int(row["step"]), frozenset(name for name in row if row[name])) for row in rows}
         self.save()
+
+    def log_metrics(self, metrics_dict: dict[str, float], step: int | None = None) -> None:
+        """Add a row, unless it is one of those that were there."""
+        if (step, frozenset({*metrics_dict, "step"})) not in self.known:
+            super().log_metrics(metrics_dict, step)
 
     def _check_log_dir_exists(self) -> None:
         """Nothing to warn of: a run's folder holds more than metrics."""
