@@ -54,9 +54,10 @@ with SeqVault.open(path, "a", sync=sync, tail_bytes=20_000, maintenance_rate=rat
 def start_writer(path: Path, sync: str) -> tuple[subprocess.Popen, str]:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", WRITER, str(path), sync]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    # Without a buffer: what a buffer had read beyond this line would be missing from the output to come.
+    process = subprocess.Popen(command, bufsize=0, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
     assert process.stdout is not None
-    line = process.stdout.readline()
+    line = process.stdout.readline().decode()
     assert line.startswith("open"), process.stderr and process.stderr.read()
     return process, line.strip()
 
@@ -92,8 +93,8 @@ def kill_repeatedly(path: Path, rounds: int, rng: np.random.Generator) -> int:
         time.sleep(float(rng.uniform(0, 0.4)))
         process.send_signal(signal.SIGKILL)
         output, errors = process.communicate()
-        assert errors == ""
-        lines = [line.removeprefix("open ") for line in [opened, *output.split("\n")[:-1]]]
+        assert errors == b""
+        lines = [line.removeprefix("open ") for line in [opened, *output.decode().split("\n")[:-1]]]
         acknowledged, *fleeting = map(int, lines[-1].split())
         total = assert_oracle(path, acknowledged, (fleeting[0], fleeting[1]))
     return total
