@@ -66,6 +66,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, small: list[str]) -> Path:
     for name, processes in (("first", 1), ("second", 1), ("two", 2)):
         for verb in ("fit", "test"):
             options = ["--trainer.default_root_dir", str(root / name), "--trainer.devices", str(processes)]
+            options += ["--profile", "3"] if name == "two" and verb == "fit" else []
             done = laser(verb, *small, *options)
             assert done.returncode == 0, done.stderr[-3000:]
     return root
@@ -86,6 +87,20 @@ def test_every_process_tells_how_it_fared(runs):
     for rank in ranks:
         assert 0 < rank["waiting_milliseconds"] < rank["milliseconds"]
         assert rank["peak_memory_bytes"] > 1e8
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_profile_names_parts_of_the_step(runs, rank):
+    folder = runs / "two" / "profile"
+    names = {event.get("name") for event in json.loads((folder / f"trace.{rank}.json").read_text())["traceEvents"]}
+    summary = (folder / f"summary.{rank}.txt").read_text()
+    assert summary.startswith("3 training steps")
+    for region in ("embeddings", "sta", "mixer", "backward", "dense_optimizer", "between_steps"):
+        assert f"laser::{region}" in names
+        milliseconds = [float(line.split()[0]) for line in summary.splitlines() if line.endswith(f"  {region}")]
+        assert len(milliseconds) == 1
+        assert milliseconds[0] > 0
+    assert "gloo:all_to_all" in summary
 
 
 def test_two_processes_give_the_same_metrics_to_rounding(runs):
@@ -288,3 +303,18 @@ def test_doctor_finds_everything_well():
     assert done.returncode == 0, done.stdout
     for line in ("torchrec", "embedding lookup", "history store", "kernels"):
         assert f"ok   {line}" in done.stdout
+
+
+def test_plan_for_a_cluster_that_is_not_there(small):
+    huge = ("--cluster.processes", "64", "--cluster.rows.item", "20000000000")
+    fits = laser("plan", *small, *huge, "--cluster.memory_gb", "1000")
+    assert fits.returncode == 0, fits.stderr
+    assert "0-63" in fits.stdout
+    assert fits.stderr == ""
+    short = laser("plan", *small, *huge, "--cluster.memory_gb", "1")
+    assert short.returncode == 1
+    assert "DOES NOT FIT" in short.stdout
+    unknown = laser("plan", *small, "--cluster.rows.items", "5")
+    assert unknown.returncode == 2
+    assert "cluster.rows names 'items'" in unknown.stderr
+    assert unknown.stderr.count("\n") == 1

@@ -24,12 +24,13 @@ HELP = """usage: laser VERB [options]
   validate  metrics on the validation split
   test      metrics, predictions and gates on the test split, from checkpoints/best.ckpt of the run
   predict   probabilities as Parquet
+  plan      who would hold which table:   laser plan -c conf/demo.yaml --cluster.processes 64
   report    write report.html of a run:   laser report runs/demo
   vault     look into a history store:    laser vault --help
   checkpoint  inspect, compare, convert:  laser checkpoint --help
   doctor    check the installation
 
-fit, validate, test and predict take recipes: -c RECIPE [-c OVERLAY ...] [--key value ...]; see laser fit --help.
+fit, validate, test, predict and plan take recipes: -c RECIPE [-c OVERLAY ...] [--key value ...]; see laser fit --help.
 LASER_TRACEBACK=1 shows the traceback of a reported mistake."""
 SAID = "LASER_SAID"
 """Environment variable with a name that all processes of one launch share."""
@@ -78,12 +79,16 @@ def _run(verb: str, rest: list[str]) -> int:
         from laser.seqvault.commands import main as vault
 
         return vault(rest) or 0
+    if verb == "plan":
+        from laser.train.plan_command import main as plan
+
+        return plan(rest)
     if verb == "checkpoint":
         from laser.train.checkpoint_commands import main as checkpoint
 
         return checkpoint(rest)
     raise ValueError(
-        f"{verb!r} is not a verb; expected one of {', '.join(TRAINING)}, report, vault, checkpoint, doctor"
+        f"{verb!r} is not a verb; expected one of {', '.join(TRAINING)}, plan, report, vault, checkpoint, doctor"
     )
 
 

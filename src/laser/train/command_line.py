@@ -9,6 +9,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from jsonargparse.typing import NonNegativeInt
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -20,11 +21,14 @@ from laser.train.datamodule import CTRDataModule
 from laser.train.failures import ProcessLost
 from laser.train.module import CTRModule
 from laser.train.predictions import PredictionWriter
+from laser.train.profiling import StepProfile
 from laser.train.progress import SamplesProgressBar
 from laser.train.rank_statistics import RankStatistics
 from laser.train.strategy import TorchRecStrategy
 
 CHECKPOINTS = "checkpoints"
+STRICT = {"exit_on_error": False, "allow_abbrev": False}
+"""Options of parsers: errors are ours to report, and an abbreviated option would hide a misspelt one."""
 LOST = 3
 """Exit code when another process of the run was lost."""
 
@@ -51,7 +55,13 @@ class LaserCLI(LightningCLI):
         self._subcommand_parsers["predict"].set_defaults({"return_predictions": False})
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """The seed is given once."""
+        """The seed is given once; profiling is asked for from outside of the trainer."""
+        parser.add_argument(
+            "--profile",
+            type=NonNegativeInt,
+            default=0,
+            help="training steps to profile, after the first five; writes profile/ in the run's folder",
+        )
         parser.link_arguments("seed_everything", "model.seed", compute_fn=_seed)
         parser.link_arguments("seed_everything", "data.seed", compute_fn=_seed)
 
@@ -71,6 +81,8 @@ class LaserCLI(LightningCLI):
             config.trainer.logger = False  # logs tell of training; an evaluation writes its own files
         _place_in_run(config.trainer, run, first_step)
         callbacks: list[Callback] = [Throughput(), RankStatistics(), PredictionWriter(), RunRecord()]
+        if config.profile and self.subcommand == "fit":
+            callbacks.append(StepProfile(config.profile))
         if config.trainer.enable_progress_bar is not False:
             callbacks.append(SamplesProgressBar())
         self.trainer_defaults["callbacks"] = callbacks
@@ -142,9 +154,7 @@ def run_training(arguments: list[str]) -> None:
         ValueError: for any mistake of the user.
         argparse.ArgumentError: for options that are unknown or of the wrong type.
     """
-    _quieten()
-    # Errors are ours to report, and an abbreviated option would hide a misspelt one.
-    strict = {"exit_on_error": False, "allow_abbrev": False}
+    quieten()
     try:
         LaserCLI(
             CTRModule,
@@ -159,7 +169,7 @@ def run_training(arguments: list[str]) -> None:
                 "default_root_dir": "runs/run",
             },
             seed_everything_default=0,
-            parser_kwargs={**strict, **dict.fromkeys(LaserCLI.subcommands(), strict)},
+            parser_kwargs={**STRICT, **dict.fromkeys(LaserCLI.subcommands(), STRICT)},
             args=arguments,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
@@ -172,7 +182,7 @@ def run_training(arguments: list[str]) -> None:
         os._exit(LOST)
 
 
-def _quieten() -> None:
+def quieten() -> None:
     """Silence messages of libraries that ask nothing of the user."""
     assert TorchRecStrategy.__module__  # imported for its registration as "torchrec"
     for name in ("torchrec", "torch.fx", "torch.distributed"):

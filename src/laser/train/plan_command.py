@@ -1,0 +1,76 @@
+"""``laser plan``: reads recipes as ``laser fit`` does, and prints the sharding plan instead of training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch.cli import LightningArgumentParser
+
+from laser.train.command_line import STRICT, LaserCLI, quieten
+from laser.train.datamodule import CTRDataModule
+from laser.train.module import CTRModule
+from laser.train.optim import TableOptimizer
+from laser.train.placement import Sharding
+from laser.train.planning import Cluster, describe, plan_of
+from laser.train.sharding import check_combination
+
+GPU = torch.device("cuda")
+
+
+class PlanCLI(LaserCLI):
+    """Parses recipes and a cluster; builds nothing."""
+
+    def setup_parser(
+        self, add_subcommands: bool, main_kwargs: dict[str, Any], subparser_kwargs: dict[str, Any]
+    ) -> None:
+        """Build the one parser."""
+        super(LaserCLI, self).setup_parser(add_subcommands, main_kwargs, subparser_kwargs)
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The options of the cluster, beside those of a recipe."""
+        super().add_arguments_to_parser(parser)
+        parser.add_class_arguments(Cluster, "cluster")
+
+    def _set_seed(self) -> None:
+        """Nothing is drawn."""
+
+    def before_instantiate_classes(self) -> None:
+        """Nothing is written, so nothing has to be placed in a run's folder."""
+
+    def instantiate_classes(self) -> None:
+        """Leave everything as options: neither the data's size nor the cluster matters to this machine."""
+
+
+def main(arguments: list[str]) -> int:
+    """Print the plan.
+
+    Returns:
+        0, or 1 when a process has not the memory for its tables.
+
+    Raises:
+        ValueError: for any mistake of the user.
+        argparse.ArgumentError: for options that are unknown or of the wrong type.
+    """
+    quieten()
+    cli = PlanCLI(
+        CTRModule,
+        CTRDataModule,
+        save_config_callback=None,
+        trainer_defaults={"strategy": "torchrec"},
+        seed_everything_default=0,
+        parser_kwargs=STRICT | {"prog": "laser plan"},
+        args=arguments,
+        run=False,
+        auto_configure_optimizers=False,
+    )
+    config = cli.config
+    strategy = config.trainer.strategy
+    given = getattr(getattr(strategy, "init_args", None), "sharding", None)
+    sharding = Sharding(**given.as_dict()) if given is not None else Sharding()
+    optimizer = TableOptimizer(**config.model.table_optimizer.as_dict())
+    trainer = config.trainer
+    check_combination(sharding, optimizer, GPU, str(trainer.precision or "32-true"), trainer.accumulate_grad_batches)
+    found = plan_of(config.data, optimizer, sharding, Cluster(**config.cluster.as_dict()))
+    print(describe(found))
+    return 0 if found.fits else 1

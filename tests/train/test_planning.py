@@ -1,0 +1,76 @@
+"""The plan of a cluster: bytes, look-ups and exchanges add up, and match what is really sharded."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torchrec.modules.embedding_configs import EmbeddingConfig
+from torchrec.modules.embedding_modules import EmbeddingCollection
+
+from laser.train.optim import TableOptimizer
+from laser.train.placement import Sharding, TableSize
+from laser.train.planning import Cluster, Plan, describe, plan
+from laser.train.sharding import shard_collections, sharded_collections
+
+SIZES = [TableSize("item", 1000, 8), TableSize("user", 100, 16)]
+IDS = {"item": 4000.0, "user": 10.0}
+
+
+def planned(sharding: Sharding, optimizer: str = "adagrad", processes: int = 4, memory_gb: float = 80.0) -> Plan:
+    cluster = Cluster(processes=processes, memory_gb=memory_gb)
+    return plan(SIZES, sharding, TableOptimizer(name=optimizer), IDS, cluster)
+
+
+@pytest.mark.parametrize("default", ["row_wise", "table_wise", "column_wise"])
+def test_every_byte_and_id_is_somewhere(default) -> None:
+    sizes = [TableSize("item", 1000, 16), TableSize("user", 100, 16)]
+    found = plan(sizes, Sharding(default=default), TableOptimizer(name="adagrad"), IDS, Cluster(processes=4))
+    assert sum(load.weights for load in found.loads) == 4 * 16 * 1100
+    assert sum(load.state for load in found.loads) == 4 * 16 * 1100
+    copies = 4 if default == "column_wise" else 1
+    assert sum(load.ids for load in found.loads) == copies * 4010
+
+
+def test_by_hand_row_wise() -> None:
+    load = planned(Sharding(), "rowwise_adagrad").loads[0]
+    assert load.weights == 4 * (250 * 8 + 25 * 16)
+    assert load.state == 4 * 275
+    assert load.ids == 1000 + 2.5
+    # ids that come from the other three processes, embeddings to them and gradients from them
+    assert load.exchanged == pytest.approx(0.75 * (1000 * (8 + 2 * 32) + 2.5 * (8 + 2 * 64)))
+
+
+def test_one_process_exchanges_nothing() -> None:
+    load = planned(Sharding(), processes=1).loads[0]
+    assert (load.exchanged, load.ids) == (0, 4010)
+
+
+def test_memory_that_is_short_is_said() -> None:
+    short = planned(Sharding(), memory_gb=1e-6)
+    assert not short.fits
+    assert "DOES NOT FIT" in describe(short)
+    assert "fits" in describe(planned(Sharding()))
+
+
+def test_equal_processes_share_a_line() -> None:
+    text = describe(planned(Sharding(tables={"user": "table_wise"})))
+    below = text.split("\n\n")[1].splitlines()
+    assert [line.split()[0] for line in below] == ["process", "0", "1-3"]
+
+
+@pytest.mark.usefixtures("group_of_one")
+@pytest.mark.parametrize("optimizer", ["sgd", "adagrad", "rowwise_adagrad"])
+def test_bytes_are_those_of_the_sharded_tables(optimizer: str) -> None:
+    configs = [
+        EmbeddingConfig(name=s.name, embedding_dim=s.width, num_embeddings=s.rows, feature_names=[s.name])
+        for s in SIZES
+    ]
+    model = torch.nn.ModuleDict({c.name: EmbeddingCollection(tables=[c], device=torch.device("meta")) for c in configs})
+    shard_collections(model, Sharding(), TableOptimizer(name=optimizer), torch.device("cpu"))
+    weights = state = 0
+    for _, collection in sharded_collections(model):
+        weights += sum(4 * value.size().numel() for value in collection.state_dict().values())
+        for values in collection.fused_optimizer.state_dict()["state"].values():
+            state += sum(4 * value.size().numel() for value in values.values() if value.size().numel() > 1)
+    load = planned(Sharding(), optimizer, processes=1).loads[0]
+    assert (load.weights, load.state) == (weights, state)
