@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed as dist
 from lightning.pytorch.plugins import CheckpointIO, ClusterEnvironment, Precision
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 from lightning.pytorch.trainer.states import TrainerFn
@@ -31,6 +30,7 @@ from laser.train.failures import Heartbeat, PatientLauncher, ProcessLost, say_lo
 from laser.train.loop_state import move_to_validation, validation_is_due
 from laser.train.optim import SparseDenseOptimizer, fill_accumulators
 from laser.train.placement import Sharding
+from laser.train.random_state import random_states, restore_random_state
 from laser.train.sharding import (
     check_combination,
     embedding_collections,
@@ -214,29 +214,6 @@ class TorchRecStrategy(DDPStrategy):
             self.heartbeat.end()
             self.heartbeat = None
         super().teardown()
-
-
-def random_states() -> list[dict[str, Tensor]]:
-    """States of torch's generators on every process, in order of rank; collective.
-
-    Laser draws nothing from them, but a network of another make may.
-    """
-    mine = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        mine["cuda"] = torch.cuda.get_rng_state()
-    states: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(states, mine)
-    return states
-
-
-def restore_random_state(states: list[dict[str, Tensor]]) -> None:
-    """Continue this process's generators where they were; another number of processes starts them anew."""
-    if len(states) != dist.get_world_size():
-        return
-    mine = states[dist.get_rank()]
-    torch.set_rng_state(mine["cpu"])
-    if "cuda" in mine and torch.cuda.is_available():
-        torch.cuda.set_rng_state(mine["cuda"])
 
 
 def fill_rows(weight: Any, table: str, module: CTRModule) -> None:
