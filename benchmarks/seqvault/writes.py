@@ -27,10 +27,11 @@ def own_figures(folder: Path, workload: Workload | Recorded) -> dict[str, float]
     np.save(folder.parent / "batches.npy", np.stack(batches))
     alone = _report(_reader(folder, SECONDS / 3))
     beside = _reader(folder, SECONDS)
-    written = append_batches(folder, workload, SECONDS)
+    written, longest = append_batches(folder, workload, SECONDS)
     during = _report(beside)
     figures = {
         "batched appends/s, reads going on": written,
+        "longest append ms": 1e3 * longest,
         "read p50 ms, alone": alone["p50"],
         "read p99 ms, alone": alone["p99"],
         "read p50 ms, appends going on": during["p50"],
@@ -44,21 +45,23 @@ def own_figures(folder: Path, workload: Workload | Recorded) -> dict[str, float]
     return figures
 
 
-def append_batches(folder: Path, workload: Workload | Recorded, seconds: float) -> float:
-    """Events a second by batches, checkpoints and maintenance included, each 64th batch read back."""
+def append_batches(folder: Path, workload: Workload | Recorded, seconds: float) -> tuple[float, float]:
+    """Events a second by batches, checkpoints and maintenance included, each 64th batch read back; longest append."""
     events = _events(BATCH_EVENTS, 1)
     rng = np.random.default_rng(3)
-    count, start = 0, time.perf_counter()
+    count, longest, start = 0, 0.0, time.perf_counter()
     with SeqVault.open(folder, "a", sync="interval") as vault:
         while time.perf_counter() - start < seconds:
-            events["time"] = events["time"] + 1
+            events["time"] = events["time"] + BATCH_EVENTS
             users = rng.choice(workload.users, BATCH_EVENTS)
+            began = time.perf_counter()
             vault.append(users, events)
+            longest = max(longest, time.perf_counter() - began)
             count += BATCH_EVENTS
             if count % (64 * BATCH_EVENTS) == 0:
                 assert vault.read(users[-1:], last_n=1)["time"][-1] == events["time"][-1]
         elapsed = time.perf_counter() - start
-    return count / elapsed
+    return count / elapsed, longest
 
 
 def replay(folder: Path) -> dict[str, float]:

@@ -145,9 +145,9 @@ def chunks_to_merge(
 ) -> None:
     """How many of each user's oldest chunks stay and how many events of newer ones are merged with ``coming`` events.
 
-    A chunk is merged while it is not full and at most four times what has gathered so far, which bounds both the number
-    of small chunks of a user (about log4 of a chunk) and how often an event is rewritten. A user whose ``oldest``
-    coming event is older than a stored one is merged whole.
+    Chunks that may hold an event newer than the ``oldest`` coming one are merged. Beyond them a chunk is merged while
+    it is not full and at most four times what has gathered so far, which bounds both the number of small chunks of a
+    user (about log4 of a chunk) and how often an event is rewritten.
     """
     for index in range(len(users)):
         keep[index] = 0
@@ -156,12 +156,14 @@ def chunks_to_merge(
         if row < 0:
             continue
         chunk, merging = rows[row].head, True
-        out_of_order = oldest[index] < rows[row].last
+        overlapping = oldest[index] < rows[row].last
         while chunk >= 0:
             count = count_of(chunks[chunk].place)
-            merging = merging and (out_of_order or (count < full and count <= 4 * (merged[index] + coming[index])))
+            merging = merging and (overlapping or (count < full and count <= 4 * (merged[index] + coming[index])))
             if merging:
                 merged[index] += count
             else:
                 keep[index] += 1
+            # No older chunk has anything newer than this one's first event, which lies below the next float32.
+            overlapping = overlapping and np.nextafter(chunks[chunk].first, np.float32(np.inf)) >= oldest[index]
             chunk = chunks[chunk].older

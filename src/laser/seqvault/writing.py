@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
@@ -36,6 +37,8 @@ CLOSE_EVENTS = 4096
 """Closing moves recent events to a segment when there are this many; fewer are quicker to replay."""
 BULK_EVENTS = 1 << 17
 """Appends of at least this many events go to a segment directly, and are durable when the call returns."""
+SLOWED, LONGEST_PAUSE = 1.25, 0.02
+"""Appends pause when recent events take so many times their memory, and at twice it for so many seconds each."""
 
 
 class Writer:
@@ -155,6 +158,9 @@ class Writer:
             return
         if self.maintenance is not None and self.recent.nbytes <= 2 * self.tail_bytes:
             self.maintenance.wake()
+            # Slower and slower, rather than not at all once memory is full.
+            if (beyond := self.recent.nbytes / self.tail_bytes - SLOWED) > 0:
+                time.sleep(LONGEST_PAUSE * beyond / (2 - SLOWED))
             return
         try:
             self.checkpoint()
