@@ -128,6 +128,7 @@ class Tail:
         self.slots = np.zeros(64, SLOT)
         self.used = np.zeros(1, np.int64)
         self._codes: dict[str, np.ndarray] = {}
+        self._num_coded = 0
         self._coding: Dictionaries | None = None
         self.forgotten: set[int] = set()
         """Users deleted since the last checkpoint."""
@@ -170,12 +171,15 @@ class Tail:
     def coded(self, dictionaries: Dictionaries) -> dict[str, np.ndarray]:
         """Events with codes in the fields that have a dictionary, new ids coded in order of arrival."""
         if self._coding is not dictionaries:
-            self._codes, self._coding = {}, dictionaries
-        for name, dictionary in dictionaries.by_field.items():
-            done = self._codes.get(name, self.events[name][:0].astype(np.int32))
-            if len(done) < self.size:
-                new = dictionary.encode(self.events[name][len(done) : self.size])
-                self._codes[name] = np.concatenate([done, new])
+            self._codes, self._num_coded, self._coding = {}, 0, dictionaries
+        if self._num_coded < self.size:
+            new = slice(self._num_coded, self.size)
+            for name, dictionary in dictionaries.by_field.items():
+                codes = self._codes.get(name, self.events[name][:0].astype(np.int32))
+                if len(codes) < self.size:
+                    codes = self._codes[name] = _grown(codes, len(self.users))
+                codes[new] = dictionary.encode(self.events[name][new])
+            self._num_coded = self.size
         return {**self.events, **self._codes}
 
     def forget(self, user: int) -> None:
