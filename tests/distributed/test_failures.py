@@ -102,6 +102,28 @@ def test_a_lost_process_is_named_once(start, tmp_path, victim, how, seconds):
     assert process.returncode == (-signal.SIGKILL if victim == 0 else 3)
 
 
+def test_metrics_of_a_step_are_there_before_its_checkpoint(start, tmp_path, monkeypatch):
+    """Killed as soon as a checkpoint is whole, before Lightning logs the step."""
+    (tmp_path / "faulty.py").write_text("""
+import os, signal
+from lightning.pytorch.callbacks import ModelCheckpoint
+class Deadly(ModelCheckpoint):
+    def __init__(self):
+        super().__init__(filename="deadly", every_n_train_steps=6)
+    def on_train_batch_end(self, trainer, *arguments):
+        super().on_train_batch_end(trainer, *arguments)
+        if trainer.global_step == 6:
+            os.kill(os.getpid(), signal.SIGKILL)
+""")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    process = start(LASER, tmp_path / "run", 10_000, "--trainer.devices", "1", "--trainer.callbacks+", "faulty.Deadly")
+    process.communicate(timeout=100)
+    assert process.returncode == -signal.SIGKILL
+    assert read_facts(tmp_path / "run" / "checkpoints" / "deadly.ckpt")["step"] == 6
+    rows = (tmp_path / "run" / "metrics.csv").read_text().splitlines()[1:]
+    assert [int(row.split(",")[1]) for row in rows] == [0, 1, 2, 3, 4, 5]
+
+
 def test_an_error_of_one_process_is_the_only_one_reported(start, tmp_path, monkeypatch):
     (tmp_path / "faulty.py").write_text("""
 from lightning.pytorch import Callback

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
+from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -57,13 +58,33 @@ class RowWriter(ExperimentWriter):
     def __init__(self, log_dir: str, rows: list[dict[str, str]]) -> None:
         super().__init__(log_dir)
         self.metrics: list[dict[str, Any]] = list(rows)
+        self.latest: tuple[int | None, frozenset[str]] | None = None
         self.known = {(int(row["step"]), frozenset(name for name in row if row[name])) for row in rows}
         self.save()
 
     def log_metrics(self, metrics_dict: dict[str, float], step: int | None = None) -> None:
-        """Add a row, unless it is one of those that were there."""
-        if (step, frozenset({*metrics_dict, "step"})) not in self.known:
+        """Add a row, unless it is one of those that were there, or the latest."""
+        row = (step, frozenset({*metrics_dict, "step"}))
+        if row not in self.known and row != self.latest:
             super().log_metrics(metrics_dict, step)
+        self.latest = row
+
+
+def write_rows(trainer: Trainer) -> None:
+    """Write all rows up to and with that of the step that is ending, before a checkpoint of it is written.
+
+    Lightning logs a step after the callbacks that save it, so a run that is broken off between the two would lack
+    that row when it goes on. Every process calls this.
+    """
+    steps = trainer.fit_loop.epoch_loop.batch_progress.current
+    ends_a_step = trainer.training and steps.completed < steps.processed  # type: ignore[attr-defined]
+    if ends_a_step and trainer._logger_connector.should_update_logs:
+        row: dict[str, Any] = {"epoch": trainer.current_epoch, **trainer._logger_connector.metrics["log"]}
+        for logger in trainer.loggers:
+            if isinstance(logger, CSVLog) and len(row) > 1:
+                logger.log_metrics(row, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
+    for logger in trainer.loggers:
+        logger.save()
 
     def _check_log_dir_exists(self) -> None:
         """Nothing to warn of: a run's folder holds more than metrics."""

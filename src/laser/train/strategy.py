@@ -27,6 +27,7 @@ from torch.optim import Optimizer
 from laser.train import checkpoint as checkpoints
 from laser.train.callbacks import write_json
 from laser.train.failures import Heartbeat, PatientLauncher, ProcessLost, say_lost, tells_of_a_loss
+from laser.train.loggers import write_rows
 from laser.train.loop_state import move_to_validation, validation_is_due
 from laser.train.optim import SparseDenseOptimizer, fill_accumulators
 from laser.train.placement import Sharding
@@ -190,12 +191,11 @@ class TorchRecStrategy(DDPStrategy):
         self, checkpoint: dict[str, Any], filepath: str | Any, storage_options: Any | None = None
     ) -> None:
         """Write a checkpoint directory; collective."""
+        write_rows(self.module.trainer)
         checkpoint["random"] = random_states()
         if validation_is_due(self.module.trainer):
             move_to_validation(checkpoint["loops"])
         checkpoints.save(filepath, self._tensors(), checkpoint, self.module.checkpoint_facts())
-        for logger in self.module.trainer.loggers:
-            logger.save()  # a run that goes on from here keeps the metrics up to here
 
     def load_checkpoint(self, checkpoint_path: str | Any, weights_only: bool | None = None) -> dict[str, Any]:
         """Read a checkpoint directory into the live tensors and return its metadata; collective."""
