@@ -13,8 +13,8 @@ from data_prep.engine import Engine
 from data_prep.items import known_shares
 from data_prep.present import Present
 from data_prep.recipe import SPLITS
-from data_prep.rejection import Judgement
 from data_prep.row_columns import LOG_ROW
+from data_prep.row_counts import sum_rows
 from data_prep.summary import describe_split
 from data_prep.writing import Coded
 from laser.schema import Schema
@@ -26,7 +26,7 @@ def describe_addition(
     staging: Path,
     schema: Schema,
     items: pa.Table,
-    judgement: Judgement,
+    rows: dict[str, Any],
     coded: Coded,
     files: dict[str, str],
 ) -> dict[str, Any]:
@@ -38,12 +38,11 @@ def describe_addition(
         staging: folder with all samples, old and new.
         schema: of the whole.
         items: item table of the whole.
-        judgement: of the new rows.
+        rows: of the new log, from ``data_prep.row_counts``.
         coded: new rows.
         files: of the new log, with their checksums.
     """
     old = present.report
-    rows = {"read": judgement.rows, "accepted": judgement.rows - judgement.refused, "rejected": judgement.rejected}
     users, codes = (schema.user.cardinality or 1) - 1, (schema.item.cardinality or 1) - 1
     added = {
         "files": files,
@@ -57,7 +56,7 @@ def describe_addition(
     samples = _all_samples(engine, staging)
     return old | {
         "schema": schema.fingerprint(),
-        "rows": _sum_rows(old["rows"], rows),
+        "rows": sum_rows(old["rows"], rows),
         "users": users,
         "items": codes,
         "items_in_log": _items_in_log(present, schema, coded, samples),
@@ -98,11 +97,3 @@ def _describe_samples(present: Present, schema: Schema, coded: Coded, samples: i
         # That a sample of before has an event of its own is not written in the files.
         figures["with_own_event"] = present.report["samples"][split]["with_own_event"] + events.get(split, 0)
     return described
-
-
-def _sum_rows(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    rejected = dict(old["rejected"])
-    for reason, count in new["rejected"].items():
-        rejected[reason] = rejected.get(reason, 0) + count
-    ordered = dict(sorted(rejected.items(), key=lambda pair: (-pair[1], pair[0])))
-    return {key: old[key] + new[key] for key in ("read", "accepted")} | {"rejected": ordered}

@@ -29,6 +29,7 @@ from data_prep.recipe import Recipe
 from data_prep.recipe_file import load_recipe
 from data_prep.rejection import Judgement, judge, write_rejected
 from data_prep.report_page import write_page
+from data_prep.row_counts import count_rows
 from data_prep.sources import resolve_raw
 from data_prep.staging import staged
 from data_prep.summary import complete, write_report
@@ -189,7 +190,8 @@ class Addition:
                 extend_vault(staging / "vault", engine, schema, coded, sorting, advance)
             with stages.counted("writing samples", sum(coded.samples.values())) as advance:
                 write_samples(staging / "samples", engine, schema, coded, advance)
-            report = describe_addition(engine, self.present, staging, schema, items, judgement, coded, files)
+            rows = count_rows(recipe, judgement, intake, coded)
+            report = describe_addition(engine, self.present, staging, schema, items, rows, coded, files)
             options = {"temp_directory": str(staging / "work" / "check"), **budget.duckdb_options()}
             total = sum(split["samples"] for split in report["samples"].values())
             with stages.counted("checking for leakage", total) as advance:
@@ -217,8 +219,8 @@ class Addition:
             log = engine.store("new_log", log.mutate(**{REASON: stale.ifelse(LATE, log[REASON])}))
             judgement = Judgement(judgement.rows, judgement.rejected | {LATE: count})
         items = read_items(engine, recipe, self.raw)
-        accepted = accept(engine, recipe, log)
+        accepted, removed = accept(engine, recipe, log)
         if self.period.first is not None:
             in_time = accepted["$timestamp"] >= self.period.first
             accepted = accepted.mutate(**{"$target": accepted["$target"] & in_time})
-        return Intake(log, accepted, items), judgement
+        return Intake(log, accepted, items, removed), judgement

@@ -18,7 +18,7 @@ from data_prep.joins import look_up, one_per_key, refuse_unfit
 from data_prep.merging import read_logs
 from data_prep.recipe import Recipe
 from data_prep.recipe_features import FeatureMap
-from data_prep.recipe_sources import Value
+from data_prep.recipe_sources import Timestamp, Value
 from data_prep.row_columns import CELL, UNPARSED
 from data_prep.row_rules import follow_rules
 from data_prep.sampling import with_negatives
@@ -42,6 +42,8 @@ class Intake:
     ``$split`` if by value, and, if the recipe draws some, negatives, told apart by ``$negative``."""
     items: ir.Table | None
     """Item table: ``$item`` and one ``$name`` per feature."""
+    removed: dict[str, int]
+    """Rule that takes rows out -> how many fit rows it took."""
 
 
 def log_features(recipe: Recipe) -> dict[str, FeatureMap]:
@@ -76,7 +78,7 @@ def read_log(engine: Engine, recipe: Recipe, raw: Path) -> ir.Table:
     table = add_columns(table, {name: sql_of(value) for name, value in values.items()})
     _check_types(table)
     table = _with_missing(table, {f"${name}": feature for name, feature in log_features(recipe).items()})
-    return engine.store(LOG_VALUES, table.mutate(**{REASON: _reason(table)}))
+    return engine.store(LOG_VALUES, table.mutate(**{REASON: _reason(table, recipe.timestamp)}))
 
 
 def _log_columns(recipe: Recipe, values: dict[str, Value]) -> set[str]:
@@ -93,8 +95,8 @@ def _log_columns(recipe: Recipe, values: dict[str, Value]) -> set[str]:
     return (used - brought) | columns_of(sql_of(recipe.timestamp), "timestamp")
 
 
-def accept(engine: Engine, recipe: Recipe, log: ir.Table) -> ir.Table:
-    """Fit rows with the conditions of the recipe evaluated among them."""
+def accept(engine: Engine, recipe: Recipe, log: ir.Table) -> tuple[ir.Table, dict[str, int]]:
+    """Fit rows with the conditions of the recipe evaluated among them, and how many each of its rules took out."""
     ids = {name: log[name].cast("int64") for name in ("$user", "$item") if log[name].type().is_floating()}
     fit = log.filter(log[REASON].isnull()).mutate(
         **ids, **{"$timestamp": log["$timestamp"].cast("int64"), "$label": log["$label"].cast("int8")}
@@ -104,10 +106,10 @@ def accept(engine: Engine, recipe: Recipe, log: ir.Table) -> ir.Table:
         conditions["$split"] = sql_of(recipe.split.by_value)
     flagged = add_columns(fit.drop(UNPARSED, CELL, REASON), conditions)
     flags = {name: flagged[name].cast("boolean").coalesce(False) for name in ("$target", "$history")}
-    rows = follow_rules(recipe, flagged.mutate(**flags))
+    rows, removed = follow_rules(engine, recipe, flagged.mutate(**flags))
     if recipe.negatives is not None:
         rows = with_negatives(engine, recipe.negatives, rows)
-    return engine.store(ACCEPTED, rows)
+    return engine.store(ACCEPTED, rows), removed
 
 
 def read_items(engine: Engine, recipe: Recipe, raw: Path) -> ir.Table | None:
@@ -165,7 +167,7 @@ def _check_types(table: ir.Table) -> None:
             raise ValueError(f"the {name.removeprefix('$')} id has type {found}; expected whole numbers or text")
 
 
-def _reason(table: ir.Table) -> ir.StringValue:
+def _reason(table: ir.Table, clock: Timestamp) -> ir.StringValue:
     """First fault of a row in words, or null."""
     faults: list[tuple[ir.BooleanValue, str]] = []
     for part in ("user", "item"):
@@ -175,6 +177,10 @@ def _reason(table: ir.Table) -> ir.StringValue:
     if not time.type().is_integer():
         faults.append((time.cast("float64") != time.cast("float64").floor(), "timestamp is not a whole number"))
     faults.append(((time < 0) | (time.cast("float64") >= 2.0**63), "timestamp is negative or above 2^63"))
+    if clock.earliest is not None:
+        faults.append((time < clock.earliest, f"timestamp is before `earliest`, {clock.earliest}"))
+    if clock.latest is not None:
+        faults.append((time > clock.latest, f"timestamp is after `latest`, {clock.latest}"))
     label = table["$label"]
     faults.append((_missing(label), "label is missing"))
     if not label.type().is_boolean():

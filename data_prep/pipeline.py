@@ -29,6 +29,7 @@ from data_prep.recipe_file import load_recipe
 from data_prep.rejection import Judgement, judge, write_rejected
 from data_prep.report_page import write_page
 from data_prep.resuming import Parts, belongs, fingerprint
+from data_prep.row_counts import count_rows
 from data_prep.sources import resolve_raw
 from data_prep.staging import staged
 from data_prep.summary import complete, describe, write_report
@@ -101,7 +102,8 @@ def _prepare(engine: Engine, recipe: Recipe, raw: Path, staging: Path, parts: Pa
         with stages.query("reading item side info"):
             items = read_items(engine, recipe, raw)
         with stages.query("coding ids"):
-            intake = Intake(log, accept(engine, recipe, log), items)
+            accepted, removed = accept(engine, recipe, log)
+            intake = Intake(log, accepted, items, removed)
             codes = make_codes(engine, recipe, intake)
             schema = make_schema(recipe, codes)
             coded = code_rows(engine, recipe, schema, intake, codes)
@@ -132,7 +134,8 @@ def _write(
         folder = staging / "samples"
         parts.once(folder, lambda: write_samples(folder, engine, schema, coded, advance))
     ids = id_coverage(engine, recipe, intake, codes, coded.rows)
-    report = describe(recipe, schema, judgement, coded, known, ids)
+    rows = count_rows(recipe, judgement, intake, coded)
+    report = describe(recipe, schema, rows, coded, known, ids)
     with stages.counted("checking for leakage", samples) as advance:
         engine.close()  # the check has a connection of its own, and both would exceed the limit of memory
         found = check_prepared(staging, report, advance, parts.check_options)

@@ -57,6 +57,15 @@ class Timestamp(Value):
     zone: str = "UTC"
     """Time zone of a text or of a column without one, such as ``Asia/Shanghai``. An hour that the change to summer
     time skips or repeats is read with the offset of before the change."""
+    earliest: int | None = None
+    """First tick that is believed; a row before it, of a clock that was set wrong, say, is rejected."""
+    latest: int | None = None
+    """Last tick that is believed. One row of the year 2106 would otherwise stretch every split by time."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.earliest is not None and self.latest is not None and self.earliest > self.latest:
+            raise ValueError(f"`earliest` {self.earliest} is after `latest` {self.latest}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +96,10 @@ class Join:
     own time. Without it a key has one row, which holds at any time, also before it was known."""
     keep: Literal["first", "last"] | None = None
     """Which row to take when a key (and ``valid_from``) stands more than once; by default that is a mistake."""
+
+    def __post_init__(self) -> None:
+        if self.valid_from is not None and (self.valid_from.earliest, self.valid_from.latest) != (None, None):
+            raise ValueError("`earliest` and `latest` belong to the log's timestamp; `valid_from` takes neither")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -86,6 +86,9 @@ def _summary(report: dict[str, Any], schema: Schema) -> Section:
     facts = [
         ("rows read", f"{rows['read']:,}"),
         ("rows rejected", f"{refused:,} ({_percent(refused / max(1, rows['read']))})"),
+        *((f"rows taken out by `{rule}`", f"{count:,}") for rule, count in rows.get("removed", {}).items()),
+        *([("negatives drawn", f"{rows['drawn']:,}")] if "drawn" in rows else []),
+        *([("samples left out by `downsample`", f"{rows['thinned']:,}")] if "thinned" in rows else []),
         ("users", f"{report['users']:,}"),
         ("items (of which in the log)", f"{report['items']:,} ({report['items_in_log']:,})"),
         ("history events", f"{report['events']:,}"),

@@ -4,18 +4,33 @@ from __future__ import annotations
 
 import ibis.expr.types as ir
 
+from data_prep.engine import Engine
 from data_prep.recipe import Recipe
 from data_prep.recipe_rows import Deduplicate, Users
 from data_prep.row_columns import LOG_ROW
 
 
-def follow_rules(recipe: Recipe, rows: ir.Table) -> ir.Table:
-    """Accepted rows without duplicates, and then without users that have too few or too many events."""
+def follow_rules(engine: Engine, recipe: Recipe, rows: ir.Table) -> tuple[ir.Table, dict[str, int]]:
+    """Accepted rows without duplicates, and then without users that have too few or too many events.
+
+    Returns:
+        The rows, and of each rule of the recipe how many it took out.
+    """
+    removed: dict[str, int] = {}
+    if recipe.deduplicate is None and recipe.users is None:
+        return rows, removed
+    before = _count(rows)
     if recipe.deduplicate is not None:
-        rows = _without_duplicates(recipe.deduplicate, rows)
+        rows = engine.store("deduplicated", _without_duplicates(recipe.deduplicate, rows))
+        removed["deduplicate"], before = before - (left := _count(rows)), left
     if recipe.users is not None:
-        rows = _of_fit_users(recipe.users, rows)
-    return rows
+        rows = engine.store("of_fit_users", _of_fit_users(recipe.users, rows))
+        removed["users"] = before - _count(rows)
+    return rows, removed
+
+
+def _count(rows: ir.Table) -> int:
+    return int(rows.count().to_pyarrow().as_py())
 
 
 def _without_duplicates(rule: Deduplicate, rows: ir.Table) -> ir.Table:

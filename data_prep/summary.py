@@ -12,7 +12,6 @@ import numpy as np
 
 from data_prep.leakage import Findings
 from data_prep.recipe import SPLITS, Recipe
-from data_prep.rejection import Judgement
 from data_prep.writing import Coded
 from laser.schema import Schema
 
@@ -25,7 +24,7 @@ REPORT_VERSION = 1
 def describe(
     recipe: Recipe,
     schema: Schema,
-    judgement: Judgement,
+    rows: dict[str, Any],
     coded: Coded,
     known: dict[str, float],
     ids: dict[str, dict[str, Any]],
@@ -35,7 +34,7 @@ def describe(
     Args:
         recipe: of the data set.
         schema: of the data set.
-        judgement: of the log's rows.
+        rows: from ``data_prep.row_counts``.
         coded: accepted rows.
         known: per item side feature the share of item codes that have a known value.
         ids: from ``data_prep.id_coverage``.
@@ -48,11 +47,7 @@ def describe(
         "note": recipe.note,
         "recipe": plain(recipe),
         "schema": schema.fingerprint(),
-        "rows": {
-            "read": judgement.rows,
-            "accepted": judgement.rows - judgement.refused,
-            "rejected": judgement.rejected,
-        },
+        "rows": rows,
         "users": (schema.user.cardinality or 1) - 1,
         "items": shared["values"] if shared else items,
         "items_in_log": shared["values_in_log"] if shared else _distinct(coded, schema.item.name),

@@ -161,3 +161,51 @@ def test_training_reads_samples_with_more_columns(write, tmp_path):
     prepare(recipe, tmp_path / "out")
     loader = BatchLoader(PreparedData(tmp_path / "out"), "train", batch_size=64, max_history=8, shuffle=True, seed=0)
     assert sum(len(batch.label_B) for batch in loader) == len(samples(tmp_path / "out", ["train"])["label"])
+
+
+def test_every_row_that_was_read_is_accounted_for(write, tmp_path, log):
+    """Read = accepted + rejected + taken out; negatives and thinned samples are counted apart."""
+    time = log["time"].copy()
+    time[:2], time[2:3] = 5, 99_999
+    rules = {
+        "timestamp": {"column": "time", "earliest": 1000, "latest": 2000},
+        "deduplicate": {"same": ["user", "item"]},
+        "users": {"min_events": 18},
+        "negatives": {"per_positive": 2, "by": "uniform"},
+        "downsample": {"keep": 0.5},
+        "max_rejected": 0.1,
+    }
+    report = prepare(write({"time": time}, **rules, **CLICKS), tmp_path / "out")
+    rows = report["rows"]
+    assert rows["rejected"] == {
+        "timestamp is before `earliest`, 1000": 2,
+        "timestamp is after `latest`, 2000": 1,
+    }
+    assert rows["read"] == 360 == rows["accepted"] + 3 + sum(rows["removed"].values())
+    assert rows["accepted"] == report["events"]
+    assert rows["removed"].keys() == {"deduplicate", "users"}
+    assert min(rows["removed"].values()) > 0
+    of_samples = sum(split["samples"] for split in report["samples"].values())
+    assert of_samples == rows["accepted"] + rows["drawn"] - rows["thinned"]
+    assert rows["drawn"] > rows["thinned"] > 0
+    page = (tmp_path / "out/report.html").read_text()
+    assert "rows taken out by `deduplicate`" in page
+    assert "negatives drawn" in page
+
+
+def test_a_window_that_ends_before_it_begins(write, laser_prep, tmp_path):
+    path = write(timestamp={"column": "time", "earliest": 9, "latest": 8})
+    done = laser_prep("run", path, "--out", tmp_path / "out")
+    assert done.returncode == 2
+    assert "timestamp: `earliest` 9 is after `latest` 8" in done.stderr
+
+
+def test_the_same_files_give_the_same_bytes(write, tmp_path):
+    path = write(negatives={"per_positive": 2, "by": "popularity"}, **CLICKS)
+    for name in ("once", "again"):
+        prepare(path, tmp_path / name)
+    files = [sorted(p.relative_to(tmp_path / name) for p in (tmp_path / name).rglob("*")) for name in ("once", "again")]
+    assert files[0] == files[1]
+    for file in files[0]:
+        if (tmp_path / "once" / file).is_file():
+            assert (tmp_path / "once" / file).read_bytes() == (tmp_path / "again" / file).read_bytes(), file
