@@ -2,6 +2,9 @@
 
 The extended data set is built beside the old one, of which it shares all files that stay, and takes its place in one
 step; whatever goes wrong before leaves the old one as it was.
+
+Rows are numbered anew in each addition, so that `downsample`, which draws by row, keeps other samples than one run over
+all files would. Files are known again by the checksums of the log; a side table alone changes nothing.
 """
 
 from __future__ import annotations

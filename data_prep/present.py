@@ -150,7 +150,8 @@ def require_extendable(recipe: Recipe, present: Present) -> None:
     for name, feature in all_features(recipe).items():
         if rule := next(iter(feature.id_rule), None):
             raise ValueError(
-                f"a data set whose {name!r} has `{rule}` cannot be extended: values are counted anew; {cure}"
+                f"a data set whose {name!r} has `{rule}` cannot be extended: the whole log decides how values are "
+                f"coded; {cure}"
             )
     for key, sql in _expressions(mine, ""):
         if not key.startswith("joins.") and sqlglot.parse_one(sql, dialect=DIALECT).find(sg.Window):
