@@ -69,7 +69,8 @@ def test_well_known_layouts(tmp_path, name, columns, item, unit, label):
     if name not in ("log.csv", "log.jsonl"):
         return
     report = prepare(tmp_path / "recipe.yaml", tmp_path / "out")
-    assert report["rows"] == {"read": ROWS, "accepted": ROWS, "rejected": {}}
+    drawn = {"drawn": 4 * ROWS} if columns is CLICKS else {}
+    assert report["rows"] == {"read": ROWS, "accepted": ROWS, "rejected": {}, **drawn}
     assert report["events"] == ROWS
 
 

@@ -193,5 +193,7 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     warnings.filterwarnings("ignore", message="LightningCLI.s args parameter")
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # said in our words
+    # CSVLog has dealt with the only file of the folder that Lightning's writer touches.
+    warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
     # Our metrics are already exact over all processes.
     warnings.filterwarnings("ignore", message="It is recommended to use .self.log")

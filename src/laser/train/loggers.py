@@ -37,7 +37,7 @@ class CSVLog(CSVLogger):
         if self._experiment is None and getattr(rank_zero_only, "rank", 0) == 0:
             path = Path(self.log_dir) / ExperimentWriter.NAME_METRICS_FILE
             kept = self._rows_to_keep(path)
-            path.unlink(missing_ok=True)  # Lightning warns of a folder that is not empty only because of this file
+            path.unlink(missing_ok=True)
             path.parent.mkdir(parents=True, exist_ok=True)
             self._experiment = RowWriter(self.log_dir, kept)
         return super().experiment
