@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from laser.model.laser import Laser
+    from laser.model.sequence_model import SequenceModel
 
 Form = Literal["paper", "folded"]
-SEQUENCE_PARTS = ("segmented_attention", "segment_ffn", "global_attention", "global_ffn")
-"""What the paper's figure covers: no input projections, fusion or mixer."""
+SHARED_PARTS = ("event_projection", "target_projection", "fusion", "mixer")
+"""What every model has alike, and the paper's figure does not cover."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Costs:
     @property
     def sequence_macs(self) -> int:
         """The parts that the paper's figure covers, in its unit."""
-        return sum(self.parts[part] for part in SEQUENCE_PARTS)
+        return sum(macs for part, macs in self.parts.items() if part not in SHARED_PARTS)
 
 
 def sequence_costs(
@@ -90,7 +91,12 @@ def laser_costs(model: Laser, length: int, form: Form = "folded") -> Costs:
         global_ffn_multiple=gsta.ffn_multiple,
         form=form,
     )
-    fusion = sum(p.numel() for p in model.fusion.parameters() if p.dim() == 2)
+    return whole_costs(model, length, sequence)
+
+
+def whole_costs(model: SequenceModel, length: int, sequence: Costs) -> Costs:
+    """The given sequence part of a model, with the parts that all models share."""
+    fusion = sum(p.numel() for p in model.get_submodule("fusion").parameters() if p.dim() == 2)
     # The per-token products are the mixer's 3-D weights: one MAC per weight and sample (the unused router not).
     mixer = sum(p.numel() for name, p in model.mixer.named_parameters() if p.dim() == 3 and "dense_router" not in name)
     return Costs(

@@ -6,24 +6,19 @@ M tokens; D width; E concatenated embedding widths.
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
-
 from laser.batch import Batch
 from laser.model.costs import Costs, laser_costs
-from laser.model.dense import linear
-from laser.model.dropout import EventDropout, TokenDropout
-from laser.model.embeddings import TableEmbeddings, total_width
+from laser.model.embeddings import total_width
 from laser.model.fusion import Fusion
 from laser.model.gsta import GlobalStackedTargetAttention
 from laser.model.output import ModelOutput
-from laser.model.rankmixer import RankMixer
-from laser.model.recency import EventRecency, Recency, SegmentRecency, owner, rank_from_newest
+from laser.model.recency import Recency, SegmentRecency
+from laser.model.sequence_model import SequenceModel
 from laser.model.sta import Gate, Pooling, SegmentedTargetAttention
 from laser.schema import Schema
 
 
-class Laser(nn.Module):
+class Laser(SequenceModel):
     """The model. Defaults are the paper's published or inferred settings; the rest is our choice.
 
     Args:
@@ -98,21 +93,19 @@ class Laser(nn.Module):
         seed: int = 0,
         table_device: str | None = None,
     ) -> None:
-        super().__init__()
-        self.segment_width = segment_width
-        self.embeddings = TableEmbeddings(
+        super().__init__(
             schema,
-            table_device=table_device,
-            std=embedding_std,
-            seed=seed,
-            stride=lookup_stride,
+            width=width,
+            event_recency=recency in ("item", "both"),
+            recency_ranks=recency_ranks,
+            event_dropout=event_dropout,
+            embedding_std=embedding_std,
+            lookup_stride=lookup_stride,
             deduplicate=deduplicate,
+            seed=seed,
+            table_device=table_device,
         )
-        self.event = linear(total_width(self.embeddings.history), width)
-        self.target = linear(total_width(self.embeddings.target), width)
-        std = embedding_std
-        self.event_recency = EventRecency(width, recency_ranks, std) if recency in ("item", "both") else None
-        self.event_dropout = EventDropout(event_dropout, seed)
+        self.segment_width = segment_width
         self.sta = SegmentedTargetAttention(
             width,
             segment_width=segment_width,
@@ -126,7 +119,9 @@ class Laser(nn.Module):
             layer_norm=segment_layer_norm,
         )
         segment_ranks = -(-recency_ranks // segment_width)
-        self.segment_recency = SegmentRecency(width, segment_ranks, std) if recency in ("segment", "both") else None
+        self.segment_recency = None
+        if recency in ("segment", "both"):
+            self.segment_recency = SegmentRecency(width, segment_ranks, embedding_std)
         self.gsta = GlobalStackedTargetAttention(
             width, num_layers=num_layers, num_heads=num_heads, ffn_multiple=global_ffn_multiple
         )
@@ -139,17 +134,16 @@ class Laser(nn.Module):
             newest_segments=newest_segments,
             newest_events=newest_events,
         )
-        self.token_dropout = TokenDropout(token_dropout, seed)
-        self.mixer = RankMixer(
-            mixer_tokens,
-            mixer_width,
+        self.add_head(
+            tokens=mixer_tokens,
+            width=mixer_width,
             num_layers=mixer_layers,
             multiple=mixer_multiple,
             experts=experts,
             budget=expert_budget,
+            dropout=token_dropout,
             seed=seed,
         )
-        self.logit = linear(mixer_width, 1)
 
     def forward(self, batch: Batch, *, return_gates: bool = False) -> ModelOutput:
         """Logits of a batch; ``return_gates`` adds the gates of the segmented attention, on a detached graph."""
@@ -173,23 +167,8 @@ class Laser(nn.Module):
             batch.off_U1,
             batch.history_of_B,
         )
-        tokens_BMD = self.token_dropout(tokens_BMD, batch.row_B, batch.step)
-        pooled_BD, auxiliary_loss = self.mixer(tokens_BMD, batch.step, batch.global_size)
-        return ModelOutput(self._logit(pooled_BD), auxiliary_loss, gates)
-
-    def _events(self, event_TE: Tensor, batch: Batch) -> Tensor:
-        """Event vectors with recency, after dropout of whole events."""
-        x_TD = self.event(event_TE)
-        history_of_T = owner(batch.off_U1, x_TD.shape[0])
-        rank_T = rank_from_newest(batch.off_U1, history_of_T)
-        if self.event_recency is not None:
-            x_TD = self.event_recency(x_TD, batch.age_T, rank_T)
-        return self.event_dropout(x_TD, batch.history_key_U[history_of_T], rank_T, batch.step)
-
-    def _logit(self, pooled_BD: Tensor) -> Tensor:
-        # In half precision logits near 0 would be rounded to steps that AUC sees as ties.
-        with torch.autocast(pooled_BD.device.type, enabled=False):
-            return self.logit(pooled_BD.to(self.logit.weight.dtype)).squeeze(-1)
+        logit_B, auxiliary_loss = self._head(tokens_BMD, batch)
+        return ModelOutput(logit_B, auxiliary_loss, gates)
 
     def costs(self, length: int) -> Costs:
         """Multiply-accumulates of one sample with ``length`` events, by part."""

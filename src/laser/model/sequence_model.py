@@ -1,0 +1,103 @@
+"""What LASER and its baselines share: embeddings, event vectors with recency, and the RankMixer head.
+
+A model differs from another only in what lies between the event vectors and the head's tokens.
+
+Legend of shape suffixes: B samples; T history events, packed; M tokens; D width; E concatenated embedding widths.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from laser.batch import Batch
+from laser.model.dense import linear
+from laser.model.dropout import EventDropout, TokenDropout
+from laser.model.embeddings import TableEmbeddings, total_width
+from laser.model.rankmixer import RankMixer
+from laser.model.recency import EventRecency, owner, rank_from_newest
+from laser.schema import Schema
+
+
+class SequenceModel(nn.Module):
+    """Inputs of a model; ``add_head`` makes its end. Subclasses make what lies between, in this order of random draws.
+
+    Args:
+        schema: of the prepared data set.
+        width: of events and target.
+        event_recency: add recency embeddings to events.
+        recency_ranks: events told apart by their rank from the newest.
+        event_dropout: probability of dropping a history event.
+        embedding_std: standard deviation of initial embeddings.
+        lookup_stride: bags over which the ids of a table are spread.
+        deduplicate: look up each id of a batch once per table; ``None`` does so on the CPU only.
+        seed: of initial table rows and dropout masks.
+        table_device: device on which tables are created.
+    """
+
+    def __init__(
+        self,
+        schema: Schema,
+        *,
+        width: int,
+        event_recency: bool,
+        recency_ranks: int,
+        event_dropout: float,
+        embedding_std: float,
+        lookup_stride: int,
+        deduplicate: bool | None,
+        seed: int,
+        table_device: str | None,
+    ) -> None:
+        super().__init__()
+        self.embeddings = TableEmbeddings(
+            schema,
+            table_device=table_device,
+            std=embedding_std,
+            seed=seed,
+            stride=lookup_stride,
+            deduplicate=deduplicate,
+        )
+        self.event = linear(total_width(self.embeddings.history), width)
+        self.target = linear(total_width(self.embeddings.target), width)
+        self.event_recency = EventRecency(width, recency_ranks, embedding_std) if event_recency else None
+        self.event_dropout = EventDropout(event_dropout, seed)
+
+    def add_head(
+        self,
+        *,
+        tokens: int,
+        width: int,
+        num_layers: int,
+        multiple: int,
+        experts: int,
+        budget: float,
+        dropout: float,
+        seed: int,
+    ) -> None:
+        """Make the RankMixer and the logit; arguments as in ``RankMixer``, ``dropout`` of the tokens' elements."""
+        self.token_dropout = TokenDropout(dropout, seed)
+        self.mixer = RankMixer(
+            tokens, width, num_layers=num_layers, multiple=multiple, experts=experts, budget=budget, seed=seed
+        )
+        self.logit = linear(width, 1)
+
+    def _events(self, event_TE: Tensor, batch: Batch) -> Tensor:
+        """Event vectors with recency, after dropout of whole events."""
+        x_TD = self.event(event_TE)
+        history_of_T = owner(batch.off_U1, x_TD.shape[0])
+        rank_T = rank_from_newest(batch.off_U1, history_of_T)
+        if self.event_recency is not None:
+            x_TD = self.event_recency(x_TD, batch.age_T, rank_T)
+        return self.event_dropout(x_TD, batch.history_key_U[history_of_T], rank_T, batch.step)
+
+    def _head(self, tokens_BMD: Tensor, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """Float32 logits of the tokens, and the mixer's auxiliary loss."""
+        tokens_BMD = self.token_dropout(tokens_BMD, batch.row_B, batch.step)
+        pooled_BD, auxiliary_loss = self.mixer(tokens_BMD, batch.step, batch.global_size)
+        return self._logit(pooled_BD), auxiliary_loss
+
+    def _logit(self, pooled_BD: Tensor) -> Tensor:
+        # In half precision logits near 0 would be rounded to steps that AUC sees as ties.
+        with torch.autocast(pooled_BD.device.type, enabled=False):
+            return self.logit(pooled_BD.to(self.logit.weight.dtype)).squeeze(-1)
