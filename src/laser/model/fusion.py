@@ -112,7 +112,8 @@ def newest_mean(x_TD: Tensor, off_U1: Tensor, newest: int) -> Tensor:
     """Mean over the newest events of each history, [U, D]; zeros where there are none."""
     length_U = off_U1.diff()
     if x_TD.shape[0] == 0:
-        return x_TD.new_zeros(length_U.shape[0], x_TD.shape[1])
+        # A sum of nothing, not plain zeros: a process without events must still hand on gradients.
+        return x_TD.sum(0).expand(length_U.shape[0], -1)
     rank_N = torch.arange(newest, device=x_TD.device)
     within_UN = rank_N < length_U[:, None]
     index_UN = torch.where(within_UN, off_U1[1:, None] - 1 - rank_N, 0)

@@ -1,0 +1,128 @@
+"""A model whose only difference to LASER is the sequence encoder: same embeddings, side info, head and trainer.
+
+The head's tokens are made of the encoder's vectors, the target, each context field, and the mean of the newest events
+(the short sequence, which LASER has, too).
+
+Legend of shape suffixes: B samples; T history events, packed; M tokens; D width; E width of the item's embeddings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+from laser.batch import Batch
+from laser.model.baselines.encoder import Encoder, Inputs
+from laser.model.costs import Costs, Form, whole_costs
+from laser.model.embeddings import total_width
+from laser.model.fusion import Tokens, newest_mean
+from laser.model.output import ModelOutput
+from laser.model.sequence_model import SequenceModel
+from laser.schema import Schema
+
+
+class EncoderModel(SequenceModel):
+    """Any sequence encoder between LASER's inputs and its head. Options have the names and defaults of ``Laser``.
+
+    Args:
+        schema: of the prepared data set.
+        encoder: class of the encoder and its options, such as ``laser.model.baselines.din.DIN``; it is given the width
+            of events and target, and that of the item's embeddings.
+        width: of events and target.
+        recency: "item" adds recency embeddings to each event, "none" does not.
+        recency_ranks: events told apart by their rank from the newest; older ones share one embedding.
+        newest_events: number of newest events whose mean is given to the mixer; 0 leaves it out.
+        mixer_tokens: tokens of the RankMixer; must divide mixer_width.
+        mixer_width: width of its tokens.
+        mixer_layers: its blocks.
+        mixer_multiple: hidden width of its feed-forward networks in units of mixer_width.
+        experts: experts per token; 0 for dense networks.
+        expert_budget: share of experts that may be active.
+        event_dropout: probability of dropping a history event.
+        token_dropout: probability of dropping an element of the mixer's tokens.
+        embedding_std: standard deviation of initial embeddings.
+        lookup_stride: bags over which the ids of a table are spread for sharded look-ups; the same on all processes.
+        deduplicate: look up each id of a batch once per table; null does so on the CPU only.
+        seed: of initial table rows, dropout masks and the choice of router.
+        table_device: device on which tables are created; "meta" leaves them to the training strategy, null is the CPU.
+
+    Raises:
+        ValueError: when sizes do not fit together, when the schema embeds nothing of the item, or when neither encoder
+            nor head would see the history.
+    """
+
+    def __init__(
+        self,
+        schema: Schema,
+        encoder: Callable[[int, int], Encoder],
+        *,
+        width: int = 128,
+        recency: Literal["none", "item"] = "item",
+        recency_ranks: int = 1024,
+        newest_events: int = 100,
+        mixer_tokens: int = 16,
+        mixer_width: int = 256,
+        mixer_layers: int = 2,
+        mixer_multiple: int = 4,
+        experts: int = 0,
+        expert_budget: float = 0.25,
+        event_dropout: float = 0.0,
+        token_dropout: float = 0.0,
+        embedding_std: float = 0.02,
+        lookup_stride: int = 1024,
+        deduplicate: bool | None = None,
+        seed: int = 0,
+        table_device: str | None = None,
+    ) -> None:
+        super().__init__(
+            schema,
+            width=width,
+            event_recency=recency == "item",
+            recency_ranks=recency_ranks,
+            event_dropout=event_dropout,
+            embedding_std=embedding_std,
+            lookup_stride=lookup_stride,
+            deduplicate=deduplicate,
+            seed=seed,
+            table_device=table_device,
+        )
+        self.newest_events = newest_events
+        self.encoder = encoder(width, total_width(self.embeddings.target))
+        if not self.encoder.vectors and not newest_events:
+            raise ValueError(
+                f"encoder {type(self.encoder).__name__} gives the head no vector and newest_events is 0; "
+                "set newest_events to the number of events that the head shall see"
+            )
+        groups = [width] * (self.encoder.vectors + 1)
+        groups += [total_width([feature]) for feature in self.embeddings.context]
+        groups += [width] if newest_events else []
+        self.fusion = Tokens(groups, mixer_tokens, mixer_width)
+        self.add_head(
+            tokens=mixer_tokens,
+            width=mixer_width,
+            num_layers=mixer_layers,
+            multiple=mixer_multiple,
+            experts=experts,
+            budget=expert_budget,
+            dropout=token_dropout,
+            seed=seed,
+        )
+
+    def forward(self, batch: Batch, *, return_gates: bool = False) -> ModelOutput:
+        """Logits of a batch; these models have no gates, whatever ``return_gates`` says."""
+        embedded = self.embeddings(batch)
+        target_BD = self.target(embedded.target_BE)
+        x_TD = self._events(embedded.event_TE, batch)
+        # The history's fields begin with the target's, in the same order: item, then side info of the item.
+        item_TE = embedded.event_TE[:, : embedded.target_BE.shape[1]]
+        encoded = self.encoder(Inputs(x_TD, target_BD, item_TE, embedded.target_BE, batch))
+        groups = [*encoded.vectors, target_BD, *embedded.context]
+        if self.newest_events:
+            groups.append(newest_mean(x_TD, batch.off_U1, self.newest_events)[batch.history_of_B])
+        logit_B, mixer_loss = self._head(self.fusion(groups), batch)
+        losses = [loss for loss in (mixer_loss, encoded.auxiliary_loss) if loss is not None]
+        return ModelOutput(logit_B, sum(losses[1:], losses[0]) if losses else None)
+
+    def costs(self, length: int, form: Form = "folded") -> Costs:
+        """Multiply-accumulates of one sample with ``length`` events, by part."""
+        return whole_costs(self, length, Costs({"encoder": self.encoder.macs(length, form)}))
