@@ -10,7 +10,7 @@ Legend of shape suffixes: B samples; T history events, packed; L columns; K chos
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -38,6 +38,10 @@ class Padded:
         extended = torch.cat([packed, packed.new_zeros(1, *packed.shape[1:])])
         return extended.index_select(0, self.index_BL.flatten()).view(*self.index_BL.shape, *packed.shape[1:])
 
+    def packed(self, x_BLD: Tensor) -> Tensor:
+        """Inverse of ``rows``, where every event is in exactly one row: [B, L, D] -> [T, D]."""
+        return x_BLD[self.live_BL]
+
     def top(self, score_BL: Tensor, count: int) -> Padded:
         """The ``count`` live columns of highest score (all, where there are fewer), in no particular order.
 
@@ -52,6 +56,14 @@ class Padded:
             column_BK = score_BL.shape[1] - 1 - order_BL[:, :count]
             index_BK, live_BK = self.index_BL.gather(1, column_BK), self.live_BL.gather(1, column_BK)
         return Padded(index_BK, live_BK, self.rank_L[:count])
+
+
+def pad_histories(batch: Batch) -> Padded:
+    """Columns for every distinct history instead of every sample."""
+    length_U = batch.off_U1.diff()
+    own_U = torch.arange(len(length_U), device=length_U.device)
+    host = None if batch.on_host is None else (batch.on_host[0], own_U.cpu())
+    return pad(replace(batch, history_of_B=own_U, on_host=host))
 
 
 def pad(batch: Batch, newest: int | None = None) -> Padded:
