@@ -14,9 +14,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from laser.model.baselines.din import DIN
 from laser.model.baselines.encoder_model import EncoderModel
 from laser.model.baselines.eta import ETA
+from laser.model.baselines.hstu import HSTU
+from laser.model.baselines.longer import LONGER
 from laser.model.baselines.newest_mean import NewestMean
 from laser.model.baselines.sdim import SDIM
 from laser.model.baselines.sim import SIM
+from laser.model.baselines.stca import STCA
 from laser.model.baselines.transformer import Transformer
 from laser.model.baselines.twin import TWIN
 from laser.train.module import CTRModule
@@ -31,6 +34,11 @@ ENCODERS = [
     (ETA, {"top": 6}),
     (TWIN, {"top": 6}),
     (SIM, {"top": 6}),
+    (STCA, {}),
+    (HSTU, {}),
+    (HSTU, {"num_layers": 2}),
+    (LONGER, {"newest": 5}),
+    (LONGER, {"merge": 1, "self_layers": 2}),
 ]
 SMALL = {
     "width": 16,
@@ -130,6 +138,11 @@ def test_whole_costs(schema):
         (DIN, {"newest": 100}, 4.43e6),
         (Transformer, {}, 3.54e8),
         (Transformer, {"ffn_multiple": 4}, 4.53e8),
+        (STCA, {}, 1.0e8),
+        (STCA, {"multiple": 4}, 3.95e8),
+        (HSTU, {}, 3.71e8),
+        (LONGER, {}, 7.1e7),
+        (LONGER, {"merge": 1}, 9.9e7),
     ],
     ids=str,
 )
