@@ -11,11 +11,13 @@ from jsonargparse import ActionConfigFile, ArgumentParser
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.utils.flop_counter import FlopCounterMode
 
+from laser.model.baselines.dien import DIEN
 from laser.model.baselines.din import DIN
 from laser.model.baselines.encoder_model import EncoderModel
 from laser.model.baselines.eta import ETA
 from laser.model.baselines.hstu import HSTU
 from laser.model.baselines.longer import LONGER
+from laser.model.baselines.multi_window_din import MultiWindowDIN
 from laser.model.baselines.newest_mean import NewestMean
 from laser.model.baselines.sdim import SDIM
 from laser.model.baselines.sim import SIM
@@ -34,6 +36,9 @@ ENCODERS = [
     (ETA, {"top": 6}),
     (TWIN, {"top": 6}),
     (SIM, {"top": 6}),
+    (MultiWindowDIN, {"windows": [3, 6]}),
+    (DIEN, {}),
+    (DIEN, {"newest": 4}),
     (STCA, {}),
     (HSTU, {}),
     (HSTU, {"num_layers": 2}),
