@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch.plugins import CheckpointIO, ClusterEnvironment, Precision
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
+from torch.distributed.constants import default_pg_timeout
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
@@ -32,6 +34,7 @@ from laser.train.loop_state import move_to_validation, validation_is_due
 from laser.train.optim import SparseDenseOptimizer, fill_accumulators
 from laser.train.placement import Sharding
 from laser.train.random_state import random_states, restore_random_state
+from laser.train.rendezvous import store_of_this_start, store_outlives_processes
 from laser.train.sharding import (
     check_combination,
     embedding_collections,
@@ -105,6 +108,21 @@ class TorchRecStrategy(DDPStrategy):
         super().setup_environment()
         if self.world_size > 1:
             self.heartbeat = Heartbeat(self.global_rank, self.world_size, lambda: self.module.trainer.global_step)
+
+    def setup_distributed(self) -> None:
+        """Start the process group on a store of its own where torchrun's may hold what dead processes wrote."""
+        if store_outlives_processes() and not dist.is_initialized():
+            self.set_world_ranks()
+            store = store_of_this_start(self.global_rank, self.world_size, self._timeout or default_pg_timeout)
+            dist.init_process_group(
+                self._get_process_group_backend(),
+                store=store,
+                rank=self.global_rank,
+                world_size=self.world_size,
+                timeout=self._timeout,
+                device_id=None if self.root_device.type == "cpu" else self.root_device,
+            )
+        super().setup_distributed()
 
     def _configure_launcher(self) -> None:
         assert self.cluster_environment is not None
