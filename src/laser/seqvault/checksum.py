@@ -78,6 +78,29 @@ def crc32c_header(head: Any, words: np.ndarray, start: int, stop: int) -> Any:
 
 
 @kernel
+def _crc32c_of_rows(words: np.ndarray, size: int, checksums: np.ndarray) -> None:
+    whole, rest = size >> 3, size & 7
+    for row in range(len(words)):
+        crc = ONES
+        for index in range(whole):
+            crc = _step(crc, words[row, index])
+        for index in range(rest):
+            byte = words[row, whole] >> np.uint64(8 * index)
+            crc = (crc >> np.uint64(8)) ^ TABLE[(crc ^ byte) & np.uint64(0xFF)]
+        checksums[row] = crc ^ ONES
+
+
+def crc32c_of_rows(rows_NS: np.ndarray) -> np.ndarray:
+    """CRC32C of each of N rows of S bytes (uint8 [N, S]), uint32 [N]; far faster than one call for each."""
+    num_rows, size = rows_NS.shape
+    padded = np.zeros((num_rows, (size + 7) // 8 * 8), np.uint8)
+    padded[:, :size] = rows_NS
+    checksums = np.empty(num_rows, np.uint32)
+    _crc32c_of_rows(padded.view(np.uint64), size, checksums)
+    return checksums
+
+
+@kernel
 def checksum_of(words: np.ndarray, start: int, stop: int) -> Any:
     """Checksum of an area: CRC32C of the CRC32Cs of its words 0, 4, 8 ..., of its words 1, 5, 9 ..., and so on.
 

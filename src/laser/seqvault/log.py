@@ -20,7 +20,7 @@ from pathlib import Path
 import google_crc32c
 import numpy as np
 
-from laser.seqvault.checksum import crc32c
+from laser.seqvault.checksum import crc32c, crc32c_of_rows
 from laser.seqvault.durable import sync_directory, write_all
 from laser.seqvault.layout import Layout
 from laser.seqvault.segment import fingerprint
@@ -30,6 +30,7 @@ FILE = struct.Struct("<8sIIQQQ24x")
 RECORD = struct.Struct("<IIQIIQ")
 BEGIN, REST = struct.Struct("<II"), struct.Struct("<QIIQ")
 """A record's header up to its checksum, and what of it the checksum covers."""
+CHECKED_FROM = BEGIN.size
 RECORD_FIELDS = (
     ("$magic", "<u4"),
     ("$checksum", "<u4"),
@@ -228,12 +229,11 @@ def _singles(data: memoryview, at: int, expected: int, row: np.dtype) -> np.ndar
     rows = np.frombuffer(data, row, most, at)
     fits = (rows["$magic"] == RECORD_MAGIC) & (rows["$sequence"] == expected + np.arange(most, dtype=np.uint64))
     fits &= (rows["$count"] == 1) & (rows["$kind"] & 0xFFFF == APPEND) & (rows["$bytes"] == row.itemsize - RECORD.size)
-    count = most if fits.all() else int(np.argmin(fits))
-    for position, checksum in enumerate(rows["$checksum"][:count].tolist()):
-        start = at + position * row.itemsize
-        if google_crc32c.value(bytes(data[start + 8 : start + row.itemsize])) != checksum:
-            count = position
-            break
+    if (count := most if fits.all() else int(np.argmin(fits))) < 2:
+        return None
+    content = np.frombuffer(data, np.uint8, count * row.itemsize, at).reshape(count, row.itemsize)
+    intact = crc32c_of_rows(content[:, CHECKED_FROM:]) == rows["$checksum"][:count]
+    count = count if intact.all() else int(np.argmin(intact))
     return rows[:count] if count > 1 else None
 
 
