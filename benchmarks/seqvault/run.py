@@ -95,7 +95,7 @@ def cold(engine: Any, batches: list[np.ndarray]) -> dict[str, float]:
 def append_rate(engine: Any, users: np.ndarray, seconds: float) -> float:
     """Appends of one event per call, each 16th followed by a read of that user."""
     event = {name: values[:1] for name, values in next(Workload.of(1000, 9).blocks())[2].items()}
-    event["time"] = event["time"] + 10**9
+    event["time"] = event["time"] * 0 + engine.read(np.unique(users).astype(np.uint64))["time"].max() + 1
     count, start = 0, time.perf_counter()
     while time.perf_counter() - start < seconds:
         for _ in range(16):

@@ -38,7 +38,8 @@ def own_figures(folder: Path, workload: Workload | Recorded) -> dict[str, float]
         "read p99 ms, appends going on": during["p99"],
         "reader's memory MB": during["rss_mb"],
     }
-    figures |= replay(folder.parent / "replay")
+    figures |= {"replay events/s": replay(folder.parent / "replay", 1000)}
+    figures |= {"replay events/s, appended one by one": replay(folder.parent / "replay_singles", 1)}
     with SeqVault.open(folder) as vault:
         stats = vault.stats()
         figures |= {f"stats: {name}": value for name, value in stats.items()}
@@ -49,8 +50,10 @@ def append_batches(folder: Path, workload: Workload | Recorded, seconds: float) 
     """Events a second by batches, checkpoints and maintenance included, each 64th batch read back; longest append."""
     events = _events(BATCH_EVENTS, 1)
     rng = np.random.default_rng(3)
-    count, longest, start = 0, 0.0, time.perf_counter()
+    count, longest = 0, 0.0
     with SeqVault.open(folder, "a", sync="interval") as vault:
+        events["time"] += vault.read(workload.users, last_n=1, fields=["time"])["time"].max()
+        start = time.perf_counter()
         while time.perf_counter() - start < seconds:
             events["time"] = events["time"] + BATCH_EVENTS
             users = rng.choice(workload.users, BATCH_EVENTS)
@@ -64,23 +67,23 @@ def append_batches(folder: Path, workload: Workload | Recorded, seconds: float) 
     return count / elapsed, longest
 
 
-def replay(folder: Path) -> dict[str, float]:
-    """Opening a vault whose writer was killed with a million events only in its log."""
+def replay(folder: Path, at_once: int) -> float:
+    """Events a second when a vault is opened whose writer was killed with a million events only in its log."""
     program = (
         "import sys, os; sys.path[:0] = [sys.argv[1]]; from writes import fill_and_die; "
-        "fill_and_die(sys.argv[2], int(sys.argv[3]))"
+        "fill_and_die(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))"
     )
     events = 1_000_000
-    command = [sys.executable, "-c", program, str(Path(__file__).parent), str(folder), str(events)]
+    command = [sys.executable, "-c", program, str(Path(__file__).parent), str(folder), str(events), str(at_once)]
     assert subprocess.run(command, check=False).returncode == -9
     start = time.perf_counter()
     with SeqVault.open(folder, "a") as vault:
         elapsed = time.perf_counter() - start
         assert vault.stats()["events"] == events
-    return {"replay events/s": events / elapsed}
+    return events / elapsed
 
 
-def fill_and_die(folder: str, events: int) -> None:
+def fill_and_die(folder: str, events: int, at_once: int) -> None:
     """Append to a new vault without a checkpoint, then die by SIGKILL."""
     import os
     import signal
@@ -89,8 +92,14 @@ def fill_and_die(folder: str, events: int) -> None:
 
     rng = np.random.default_rng(4)
     vault = SeqVault.create(folder, FIELDS, tail_bytes=1 << 31)
-    for i in range(0, events, 1000):
-        vault.append(rng.integers(0, 20_000, 1000), _events(1000, i))
+    if at_once == 1:
+        users, columns = rng.integers(0, 20_000, 1000).tolist(), _events(1000, 0)
+        rows = [{name: values[i] for name, values in columns.items()} for i in range(1000)]
+        for i in range(events):
+            vault.append_one(users[i % 1000], rows[i % 1000] | {"time": 5_000_000_000 + i})
+    else:
+        for i in range(0, events, at_once):
+            vault.append(rng.integers(0, 20_000, at_once), _events(at_once, i))
     vault.sync()
     os.kill(os.getpid(), signal.SIGKILL)
 
