@@ -26,6 +26,7 @@ HELP = """usage: laser VERB [options]
   predict   probabilities as Parquet
   plan      who would hold which table:   laser plan -c conf/demo.yaml --cluster.processes 64
   report    write report.html of a run:   laser report runs/demo
+  study     compare models over seeds:    laser study conf/study/movielens_small.yaml
   vault     look into a history store:    laser vault --help
   checkpoint  inspect, compare, convert:  laser checkpoint --help
   doctor    check the installation
@@ -83,12 +84,16 @@ def _run(verb: str, rest: list[str]) -> int:
         from laser.train.plan_command import main as plan
 
         return plan(rest)
+    if verb == "study":
+        from laser.study.commands import main as study
+
+        return study(rest)
     if verb == "checkpoint":
         from laser.train.checkpoint_commands import main as checkpoint
 
         return checkpoint(rest)
     raise ValueError(
-        f"{verb!r} is not a verb; expected one of {', '.join(TRAINING)}, plan, report, vault, checkpoint, doctor"
+        f"{verb!r} is not a verb; expected one of {', '.join(TRAINING)}, plan, report, study, vault, checkpoint, doctor"
     )
 
 

@@ -1,0 +1,135 @@
+"""Which runs of studies are due, finished or lost, and how long the rest will take."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from dataclasses import dataclass, field
+from typing import Any
+
+from laser.study.design import Study
+from laser.study.runs import Run, make_run
+from laser.study.store import Store
+
+UNKNOWN = float("inf")
+
+
+@dataclass(frozen=True)
+class Step:
+    """A run and how far it shall go."""
+
+    run: Run
+    key: str
+    test: bool
+
+
+@dataclass
+class Plan:
+    """The runs of one study, as far as they are known: which trial wins is known when all have been tried.
+
+    Args:
+        study: the study.
+        store: where results lie.
+        data: fingerprint of the data set of a run.
+        failed: keys of runs that have failed in this call.
+    """
+
+    study: Study
+    store: Store
+    data: str
+    failed: set[str] = field(default_factory=set)
+    records: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def record(self, step: Step) -> dict[str, Any] | None:
+        """Of a step that is done."""
+        found = self.records.get(step.key) or self.store.record(step.key)
+        if found is not None:
+            self.records[step.key] = found
+        return found if found is not None and (found["tested"] or not step.test) else None
+
+    def step(self, model: str, setting: str, trial: int, seed: int, test: bool) -> Step:
+        """The step for these choices."""
+        run = make_run(self.study, model, setting, trial, seed)
+        return Step(run, run.key(self.data), test)
+
+    def tuning(self, model: str, setting: str) -> list[list[Step]]:
+        """Steps that choose a trial, by trial and tuning seed; none when there is nothing to choose."""
+        trials = range(len(self.study.models[model].trials))
+        if len(trials) == 1 or self.study.tuning_setting not in ("", setting):
+            return []
+        return [[self.step(model, setting, t, seed, False) for seed in self.study.tuning_seeds] for t in trials]
+
+    def choice(self, model: str, setting: str) -> int | None:
+        """The trial with the best mean validation AUC over the tuning seeds; None while some are due.
+
+        A trial of which a run failed is not chosen. -1 when all have failed.
+        """
+        if len(self.study.models[model].trials) == 1:
+            return 0
+        by_trial = self.tuning(model, self.study.tuning_setting or setting)
+        if any(self.record(step) is None and step.key not in self.failed for steps in by_trial for step in steps):
+            return None
+        means = [self.mean_validation(steps) for steps in by_trial]
+        return max(range(len(means)), key=means.__getitem__) if max(means) > -math.inf else -1
+
+    def mean_validation(self, steps: list[Step]) -> float:
+        """Mean validation AUC; minus infinity when a run is missing."""
+        records = [self.record(step) for step in steps]
+        if any(record is None for record in records):
+            return -math.inf
+        return statistics.fmean(record["validation"]["auc"] for record in records if record is not None)
+
+    def final(self, model: str, setting: str) -> list[Step]:
+        """Steps that are reported; empty while the trial is not chosen, or none can be."""
+        trial = self.choice(model, setting)
+        if trial is None or trial < 0:
+            return []
+        return [self.step(model, setting, trial, seed, True) for seed in self.study.seeds]
+
+    def steps(self) -> list[Step]:
+        """All steps that are known: tuning first, so that all models' trials are chosen early."""
+        tuning = [step for pair in self.study.pairs for steps in self.tuning(*pair) for step in steps]
+        seeds = range(len(self.study.seeds))
+        finals = [self.final(*pair) for pair in self.study.pairs]
+        # Seed by seed, so that a study that is stopped early has compared all models on the same seeds.
+        return tuning + [steps[index] for index in seeds for steps in finals if steps]
+
+    def due(self) -> list[Step]:
+        """Steps that are known and neither done nor failed."""
+        return [step for step in self.steps() if step.key not in self.failed and self.record(step) is None]
+
+    @property
+    def total(self) -> int:
+        """Steps of the whole study, known or not; those that serve two purposes count twice."""
+        tuning = sum(len(steps) for pair in self.study.pairs for steps in self.tuning(*pair))
+        return tuning + len(self.study.pairs) * len(self.study.seeds)
+
+    def done(self) -> int:
+        """Steps that are done."""
+        return sum(self.record(step) is not None for step in self.steps())
+
+
+class Durations:
+    """Seconds that runs take, from those of the same model and setting, or else the longest of any.
+
+    Args:
+        plans: the studies, whose records are read.
+    """
+
+    def __init__(self, plans: list[Plan]) -> None:
+        self.plans = plans
+        self.seen: dict[tuple[str, str], list[float]] = {}
+        for plan in plans:
+            for step in plan.steps():
+                if record := plan.record(step):
+                    self.add(step, sum(record["seconds"].values()))
+
+    def add(self, step: Step, seconds: float) -> None:
+        """Learn from a finished run."""
+        self.seen.setdefault((step.run.model, step.run.setting), []).append(seconds)
+
+    def expected(self, step: Step) -> float:
+        """Of one run; infinite when nothing is known."""
+        own = self.seen.get((step.run.model, step.run.setting))
+        every = [seconds for known in self.seen.values() for seconds in known]
+        return max(own or every or [UNKNOWN])

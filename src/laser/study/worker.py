@@ -1,0 +1,140 @@
+"""The process of one run: ``laser fit``, ``laser test``, and what they found in ``record.json``.
+
+    python -m laser.study.worker TASK.json
+
+It does not outlive the study: two processes in one run folder would spoil it.
+"""
+
+from __future__ import annotations
+
+import csv
+import ctypes
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+PR_SET_PDEATHSIG = 1
+FITTED = "fitted"
+"""File that says that training has ended, so that a run broken off later is not trained on."""
+QUIET = "--trainer.enable_progress_bar=false"
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a worker is to do.
+
+    Args:
+        arguments: of the run.
+        folder: of the run, with checkpoints.
+        test: whether to test after training.
+        parent: process of the study.
+        facts: go into the record as they are.
+    """
+
+    arguments: list[str]
+    folder: str
+    test: bool
+    parent: int
+    facts: dict[str, Any]
+
+
+def main(path: str) -> int:
+    """Do the task; the record is written last."""
+    task = Task(**json.loads(Path(path).read_text()))
+    die_with(task.parent)
+    from laser.train.command_line import run_training
+
+    folder = Path(task.folder)
+    arguments = [*task.arguments, f"--trainer.default_root_dir={folder}", QUIET]
+    seconds: dict[str, float] = {}
+    if not (folder / FITTED).exists():
+        began = time.monotonic()
+        run_training(["fit", *arguments, "--ckpt_path=auto"])
+        seconds["fit"] = time.monotonic() - began
+        (folder / FITTED).touch()
+    if task.test:
+        began = time.monotonic()
+        run_training(["test", *arguments])
+        seconds["test"] = time.monotonic() - began
+    record = {
+        **task.facts,
+        "validation": best_validation(folder / "metrics.csv"),
+        "tested": task.test,
+        "seconds": {verb: round(value, 1) for verb, value in seconds.items()},
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": versions(),
+    }
+    write(folder / "record.json", record)
+    return 0
+
+
+def die_with(parent: int) -> None:
+    """Let the kernel end this process when the study's ends, however that happens."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before
+        os._exit(1)
+
+
+def best_validation(path: Path) -> dict[str, float]:
+    """Metrics of the validation with the highest AUC, and its epoch.
+
+    Raises:
+        ValueError: when no validation has an AUC.
+    """
+    with path.open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row.get("val/auc")]
+    rows = [row for row in rows if not math.isnan(float(row["val/auc"]))]
+    if not rows:
+        raise ValueError(f"{path} has no validation with an AUC; the split has one class only, or training was cut off")
+    best = max(rows, key=lambda row: float(row["val/auc"]))
+    metrics = {name.removeprefix("val/"): float(value) for name, value in best.items() if name.startswith("val/")}
+    return {**metrics, "epoch": int(best["epoch"]), "epochs": len(rows)}
+
+
+def versions() -> dict[str, Any]:
+    """Of this project, its commit if it runs from a repository, and of what figures depend on."""
+    found: dict[str, Any] = {"python": ".".join(map(str, sys.version_info[:3])), "commit": commit()}
+    for name in ("laser-ctr", "torch", "torchrec", "lightning", "numpy"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def commit() -> str | None:
+    """Commit that the code was run from, with ``+`` when files were changed since; None outside of a repository."""
+    here = Path(__file__).parent
+    try:
+        said = [
+            subprocess.run(["git", "-C", str(here), *command], capture_output=True, text=True, check=True, timeout=20)
+            for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        ]
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return said[0].stdout.strip() + ("+" if said[1].stdout.strip() else "")
+
+
+def write(path: Path, content: dict[str, Any]) -> None:
+    """Write JSON atomically."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_text(json.dumps(content, indent=1) + "\n")
+    temporary.replace(path)
+
+
+def save_task(task: Task, path: Path) -> None:
+    """Write a task for ``main``."""
+    write(path, asdict(task))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
