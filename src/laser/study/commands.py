@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,11 +27,12 @@ def main(arguments: list[str]) -> int:
     Raises:
         ValueError: for a mistake of the user.
     """
+    began = time.monotonic()
     options = parser().parse_args(arguments)
     if options.jobs < 1:
         raise ValueError(f"--jobs is {options.jobs}, expected at least 1")
     seconds = UNKNOWN if options.minutes is None else 60 * options.minutes
-    limits = Limits(options.jobs, gpu_names(options.gpus), seconds)
+    limits = Limits(options.jobs, gpu_names(options.gpus), seconds, began)
     studies = [with_options(read_study(path), options.set) for path in options.studies]
     if len({study.name for study in studies}) < len(studies):
         raise ValueError("two of these studies have the same name; give each its own")

@@ -1,4 +1,4 @@
-"""What a study compares: models, settings, seeds and a tuning budget, read from YAML and checked before anything runs."""
+"""What a study compares: models, settings, seeds and a tuning budget; read from YAML, checked before anything runs."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ class Plan:
         records = [self.record(step) for step in steps]
         if any(record is None for record in records):
             return -math.inf
-        return statistics.fmean(record["validation"]["auc"] for record in records if record is not None)
+        return statistics.fmean(record["first_validation"]["auc"] for record in records if record is not None)
 
     def final(self, model: str, setting: str) -> list[Step]:
         """Steps that are reported; empty while the trial is not chosen, or none can be."""

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from laser.study.progress import UNKNOWN, Durations, Plan, Step
@@ -55,7 +56,7 @@ class Runner:
         self.plans, self.store, self.limits, self.say = plans, store, limits, say
         self.slots = Slots(limits.jobs, limits.gpus)
         self.durations = Durations(plans)
-        self.steps: dict[str, tuple[Plan, Step]] = {}
+        self.steps: dict[str, Step] = {}
         self.end = limits.began + limits.seconds
 
     def run(self) -> bool:
@@ -108,10 +109,10 @@ class Runner:
         task = Task(step.run.arguments(), str(self.store.work(step.key)), step.test, os.getpid(), facts)
         names = {"WANDB_RUN_GROUP": plan.study.name, "WANDB_JOB_TYPE": "final" if step.test else "tuning"}
         self.slots.start(step.key, task, names)
-        self.steps[step.key] = (plan, step)
+        self.steps[step.key] = step
 
     def _finish(self, going: Going) -> None:
-        plan, step = self.steps.pop(going.key)
+        step = self.steps.pop(going.key)
         work = self.store.work(step.key)
         if going.process.returncode == 0 and (work / "record.json").exists():
             record = self.store.keep(step.key)
@@ -169,9 +170,7 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def last_line(log: Any) -> str:
+def last_line(log: Path) -> str:
     """What a failed run said last."""
-    lines = (
-        [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()] if log.exists() else []
-    )
-    return lines[-1][:300] if lines else "it said nothing"
+    text = log.read_text(errors="replace") if log.exists() else ""
+    return text.strip().rpartition("\n")[2][:300] or "it said nothing"

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,10 +93,8 @@ class Slots:
 
 
 def _signal(going: Going, number: int) -> None:
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(going.process.pid, number)
-    except ProcessLookupError:
-        pass
 
 
 def gpu_names(said: str | None) -> list[str]:

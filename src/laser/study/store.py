@@ -72,6 +72,9 @@ class Store:
             if (work / name).exists():
                 _copy(work / name, partial / name)
         record = json.loads((work / "record.json").read_text())
+        # What chose the trial stays, also when the run is made again on another machine: or the choice might change.
+        earlier = self.record(key) or record
+        record["first_validation"] = earlier.get("first_validation", earlier["validation"])
         if record["tested"]:
             record["rows"] = self._keep_predictions(work / "predictions" / "test.parquet", partial / "logits.parquet")
         (partial / "record.json").write_text(json.dumps(record, indent=1) + "\n")

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 PR_SET_PDEATHSIG = 1
-FITTED = "fitted"
+FITTED = "checkpoints/fitted"
 """File that says that training has ended, so that a run broken off later is not trained on."""
 QUIET = "--trainer.enable_progress_bar=false"
 
