@@ -20,12 +20,14 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from laser.data.loader import BatchLoader
 from laser.data.prepared import PreparedData
 from laser.model.laser import Laser
+from laser.train.average import Average
 from laser.train.callbacks import RunRecord
 from laser.train.datamodule import CTRDataModule
 from laser.train.module import CTRModule, finite
 from laser.train.optim import DenseOptimizer, TableOptimizer
 from laser.train.placement import Sharding
 from laser.train.predictions import PredictionWriter
+from laser.train.schedule import Schedule
 from laser.train.strategy import TorchRecStrategy
 from laser.train.warm_start import WarmStart
 
@@ -57,10 +59,11 @@ class Watch(pl.Callback):
         self.random: list[float] = []
         self.validations: list[dict] = []
         self.save_after, self.in_validation = job.get("save_after"), job.get("save_in_validation", False)
+        self.validation_batch = job.get("validation_batch", 1)
         self.folder = Path(job["folder"])
 
     def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
-        if self.in_validation and batch_idx == 1 and not self.validations:
+        if self.in_validation and batch_idx == self.validation_batch and not self.validations:
             trainer.save_checkpoint(self.folder / "validating.ckpt")
 
     def on_validation_end(self, trainer, pl_module) -> None:
@@ -85,8 +88,10 @@ def run(job: dict) -> None:
     module = CTRModule(
         partial(Laser, **NETWORK, experts=job.get("experts", 0)),
         TableOptimizer(name=job.get("optimizer", "adagrad"), max_gradient=job.get("max_gradient")),
-        DenseOptimizer(learning_rate=0.01),
-        warm_up_steps=WARM_UP,
+        DenseOptimizer(learning_rate=0.01, weight_decay=job.get("weight_decay", 0.0)),
+        warm_up_steps=job.get("warm_up", WARM_UP),
+        schedule=Schedule(**job.get("schedule", {})),
+        average=Average(**job["average"]) if "average" in job else None,
         seed=3,
         warm_start=WarmStart(**job["warm_start"]) if "warm_start" in job else None,
     )
@@ -109,6 +114,8 @@ def run(job: dict) -> None:
     if job.get("stage", "fit") == "fit":
         trainer.fit(module, data, ckpt_path=job.get("checkpoint"))
         trainer.save_checkpoint(folder / "end.ckpt")
+    if job.get("stage") == "validate":
+        trainer.validate(module, data, ckpt_path=job["checkpoint"], verbose=False)
     if job.get("stage") == "warm start":
         trainer.test(module, data, verbose=False)
         trainer.save_checkpoint(folder / "end.ckpt")
@@ -135,13 +142,21 @@ def by_hand(job: dict) -> None:
     dense = [p for name, p in model.named_parameters() if name not in tables]
     sparse = torch.optim.Adagrad(tables.values(), lr=0.05, eps=1e-8, initial_accumulator_value=0.1)
     adam = torch.optim.Adam(dense, lr=0.01, betas=(0.9, 0.9999), eps=1e-8)
+    if decay := job.get("weight_decay"):
+        matrices = [p for name, p in model.named_parameters() if name not in tables and p.dim() > 1]
+        matrices = [p for p in matrices if not any(p is q for name, q in model.named_parameters() if ".bias" in name)]
+        others = [p for p in dense if not any(p is q for q in matrices)]
+        groups = [{"params": matrices, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
+        adam = torch.optim.AdamW(groups, lr=0.01, betas=(0.9, 0.9999), eps=1e-8)
+    averages: dict[str, torch.Tensor] = {}
     losses: dict[int, float] = {}
     step = 0
     for epoch in range(job.get("epochs", 2)):
         loader.set_epoch(epoch)
         for batch in loader:
-            factor = min(1.0, (step + 1) / WARM_UP)
-            sparse.param_groups[0]["lr"], adam.param_groups[0]["lr"] = 0.05 * factor, 0.01 * factor
+            factor = min(1.0, (step + 1) / WARM_UP) if "schedule" not in job else hand_made_factor(step)
+            for group in (*sparse.param_groups, *adam.param_groups):
+                group["lr"] = (0.05 if group in sparse.param_groups else 0.01) * factor
             loss = binary_cross_entropy_with_logits(model(batch).logit_B, batch.label_B)
             sparse.zero_grad()
             adam.zero_grad()
@@ -151,9 +166,20 @@ def by_hand(job: dict) -> None:
             adam.step()
             step += 1
             losses[step] = loss.item()
+            if "average" in job and step >= 4 and step % 2 == 0:  # as OPTIONS of test_average.py
+                left = min(0.8**2, (step - 4) / 2 / ((step - 4) / 2 + 1))
+                for name, p in model.named_parameters():
+                    averages[name] = left * averages.get(name, 0.0) + (1 - left) * p.detach()
     folder = Path(job["folder"])
     (folder / "losses.0.json").write_text(json.dumps({"losses": losses, "shares": []}))
-    torch.save({f"model.network.{name}": value for name, value in model.state_dict().items()}, folder / "weights.pt")
+    weights = {f"training.network.{name}": value for name, value in model.named_parameters()} if averages else {}
+    weights |= {f"model.network.{name}": value for name, value in (model.state_dict() | averages).items()}
+    torch.save(weights, folder / "weights.pt")
+
+
+def hand_made_factor(step: int) -> float:
+    """OPTIONS of test_average.py: up in 3 steps, then linearly down to 0.1 at step 8, and flat."""
+    return (step + 1) / 3 if step < 3 else max(1 - 0.9 * (step - 3) / 5, 0.1)
 
 
 def main() -> None:

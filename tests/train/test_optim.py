@@ -16,9 +16,9 @@ from laser.train.optim import (
     build_optimizer,
     dense_parameters,
     fill_accumulators,
-    linear_warm_up,
 )
 from laser.train.placement import Sharding
+from laser.train.schedule import Schedule, build_schedule
 from laser.train.sharding import shard_collections
 
 IDS = torch.tensor([1, 2, 2, 5, 0])
@@ -43,7 +43,7 @@ def toy(config: TableOptimizer) -> tuple[Toy, SparseDenseOptimizer]:
     fill_accumulators(model.tables.fused_optimizer, config)
     model.tables.embeddings["t"].weight.data.normal_()
     fused = [model.tables.fused_optimizer]
-    return model, build_optimizer(dense_parameters(model).values(), fused, config, DenseOptimizer())
+    return model, build_optimizer(dense_parameters(model), fused, config, DenseOptimizer())
 
 
 def rowwise_adagrad(weight: torch.Tensor, state: torch.Tensor, lr: float, eps: float) -> None:
@@ -92,7 +92,7 @@ def test_table_optimizer_equals_its_definition(name):
 @pytest.mark.usefixtures("group_of_one")
 def test_warm_up_reaches_tables_and_dense_parameters():
     model, optimizer = toy(TableOptimizer(name="sgd", learning_rate=0.5))
-    schedule = linear_warm_up(optimizer, 4)
+    schedule = build_schedule(optimizer, Schedule(), 4, lambda: 0)
     weight = model.tables.embeddings["t"].weight
 
     def closure() -> torch.Tensor:

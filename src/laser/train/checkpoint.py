@@ -8,9 +8,10 @@ Layout of ``NAME.ckpt/``::
     __R_0.distcp           tensors, every process its own shards
     __R_0.distcp.crc32c    checksums of the pieces of that file
 
-Tensors are named ``model.*`` (weights and buffers), ``tables.*`` (accumulators of the fused optimizers) and ``dense.*``
-(state of Adam). A checkpoint is written to a temporary sibling and then swapped with the directory of that name: a
-crash at any time leaves the previous one whole.
+Tensors are named ``model.*`` (weights and buffers that an evaluation uses), ``tables.*`` (accumulators of the fused
+optimizers) and ``dense.*`` (state of Adam); where ``model.*`` are moving averages, ``training.*`` are the live weights.
+A checkpoint is written to a temporary sibling and then swapped with the directory of that name: a crash at any time
+leaves the previous one whole.
 """
 
 from __future__ import annotations
@@ -206,6 +207,13 @@ def _check_facts(path: Path, facts: dict[str, Any], training: bool) -> None:
         raise ValueError(
             f"checkpoint {path} holds {saved['table_optimizer']} state of the tables, but model.table_optimizer.name "
             f"is {facts['table_optimizer']}; set it to {saved['table_optimizer']} to resume"
+        )
+    averaged = saved.get("average", False)
+    if training and averaged != facts.get("average", False):
+        raise ValueError(
+            f"checkpoint {path} was trained {'with' if averaged else 'without'} model.average, this run is "
+            f"{'without' if averaged else 'with'} it; give the setting of model.average that it was trained with, or "
+            "begin a new run with model.warm_start"
         )
 
 

@@ -19,9 +19,11 @@ from laser.batch import Batch
 from laser.model.embeddings import initial_rows
 from laser.model.rankmixer import SparseFeedForward
 from laser.schema import Schema
+from laser.train.average import Average, WeightAverage
 from laser.train.gate_statistics import GateStatistics
 from laser.train.metrics import CTRMetrics
-from laser.train.optim import DenseOptimizer, TableOptimizer, build_optimizer, dense_parameters, linear_warm_up
+from laser.train.optim import DenseOptimizer, TableOptimizer, build_optimizer, dense_parameters
+from laser.train.schedule import Schedule, build_schedule
 from laser.train.sharding import sharded_collections
 from laser.train.warm_start import WarmStart
 
@@ -35,6 +37,8 @@ class CTRModule(pl.LightningModule):
         table_optimizer: of the embedding tables.
         dense_optimizer: of all other parameters.
         warm_up_steps: steps over which both learning rates rise linearly to their values.
+        schedule: of both learning rates after the warm-up.
+        average: evaluate with a moving average of all weights; null evaluates the weights as they are.
         seed: of initial weights; linked to ``seed_everything`` on the command line.
         warm_start: begin with weights of another run; not used when a checkpoint of this run is loaded.
     """
@@ -47,6 +51,8 @@ class CTRModule(pl.LightningModule):
         table_optimizer: TableOptimizer = TableOptimizer(),  # noqa: B008
         dense_optimizer: DenseOptimizer = DenseOptimizer(),  # noqa: B008
         warm_up_steps: int = 0,
+        schedule: Schedule = Schedule(),  # noqa: B008
+        average: Average | None = None,
         seed: int = 0,
         warm_start: WarmStart | None = None,
     ) -> None:
@@ -55,6 +61,9 @@ class CTRModule(pl.LightningModule):
         self.table_optimizer = table_optimizer
         self.dense_optimizer = dense_optimizer
         self.warm_up_steps = warm_up_steps
+        self.schedule = schedule
+        self.average = average
+        self.weight_average: WeightAverage | None = None
         self.seed = seed
         self.warm_start = warm_start
         self.metrics = CTRMetrics()
@@ -93,12 +102,23 @@ class CTRModule(pl.LightningModule):
         return initial_rows(table, start, stop, width, embeddings.seed, embeddings.std)
 
     def configure_optimizers(self) -> Any:
-        """One optimizer over fixed groups [tables, dense] and its warm-up, stepped with every batch."""
+        """One optimizer over fixed groups [tables, dense] and the schedule of their rates, stepped with every batch."""
         fused = [collection.fused_optimizer for _, collection in sharded_collections(self)]
-        dense = dense_parameters(self).values()
-        optimizer = build_optimizer(dense, fused, self.table_optimizer, self.dense_optimizer)
-        schedule = linear_warm_up(optimizer, self.warm_up_steps)
+        optimizer = build_optimizer(dense_parameters(self), fused, self.table_optimizer, self.dense_optimizer)
+        schedule = build_schedule(
+            optimizer, self.schedule, self.warm_up_steps, lambda: self.trainer.estimated_stepping_batches
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_fit_start(self) -> None:
+        """Make room for the averages, before a checkpoint is read into them."""
+        self.weight_average = WeightAverage(self, self.average) if self.average is not None else None
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Take a step, and average the weights before any callback can save them."""
+        super().optimizer_step(*args, **kwargs)
+        if self.weight_average is not None:
+            self.weight_average.update(self.trainer.global_step + 1)  # this step is counted only later
 
     def checkpoint_facts(self) -> dict[str, Any]:
         """What a checkpoint must agree with when it is loaded."""
@@ -106,6 +126,7 @@ class CTRModule(pl.LightningModule):
             "schema": self.schema.fingerprint(),
             "data_set": self.schema.name,
             "table_optimizer": self.table_optimizer.name,
+            "average": self.average is not None,
             "step": self.trainer.global_step,
         }
 
@@ -133,6 +154,16 @@ class CTRModule(pl.LightningModule):
             if isinstance(module, SparseFeedForward):
                 dist.all_reduce(module.activity_2)
 
+    def on_validation_start(self) -> None:
+        """Evaluate the averages."""
+        if self.weight_average is not None:
+            self.weight_average.begin_evaluation(self.trainer.global_step)
+
+    def on_validation_end(self) -> None:
+        """Train the live weights."""
+        if self.weight_average is not None:
+            self.weight_average.end_evaluation()
+
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Collect logits for the validation metrics."""
         self.metrics.update(self.network(batch).logit_B, batch.label_B, batch.user_B)
@@ -140,6 +171,9 @@ class CTRModule(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log ``val/*``: exact over all processes, so that every process decides alike on stopping and saving."""
         self.validation = self._finish("val")
+
+    on_test_start, on_test_end = on_validation_start, on_validation_end
+    on_predict_start, on_predict_end = on_validation_start, on_validation_end
 
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Collect metrics and gate statistics; the returned columns go to the predictions file."""

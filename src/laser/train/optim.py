@@ -1,7 +1,8 @@
 """One optimizer for both kinds of parameters: tables, whose updates are fused into the backward pass, and the rest.
 
-Lightning then steps, schedules and checkpoints a single optimizer. Its parameter groups are fixed, ``[tables, dense]``,
-whatever part of the tables this process holds, so that a checkpoint fits any number of processes.
+Lightning then steps, schedules and checkpoints a single optimizer. Its parameter groups are fixed, ``[tables, dense]``
+(with weight decay ``[tables, decayed, not decayed]``), whatever part of the tables this process holds, so that a
+checkpoint fits any number of processes.
 """
 
 from __future__ import annotations
@@ -12,8 +13,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Adam, Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim import Adam, AdamW, Optimizer
 
 from laser.versions import check_triple
 
@@ -69,11 +69,38 @@ class DenseOptimizer:
         learning_rate: after warm-up.
         betas: decay of the first and second moments.
         eps: added to the root of the second moment.
+        weight_decay: each step also multiplies weights, but not biases and gains of norms, by 1 - learning_rate x this
+            (AdamW); 0 is Adam.
     """
 
     learning_rate: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.9999)
     eps: float = 1e-8
+    weight_decay: float = 0.0
+
+    def build(self, parameters: Mapping[str, nn.Parameter]) -> Optimizer:
+        """The optimizer of these parameters, by name.
+
+        Raises:
+            ValueError: when ``weight_decay`` is negative.
+        """
+        options: dict[str, Any] = {"lr": self.learning_rate, "betas": self.betas, "eps": self.eps}
+        if self.weight_decay < 0:
+            raise ValueError(f"model.dense_optimizer.weight_decay is {self.weight_decay}; give 0 or more")
+        if self.weight_decay == 0:
+            return Adam(list(parameters.values()), **options)
+        decayed = [parameter for name, parameter in parameters.items() if is_decayed(name, parameter)]
+        kept = [parameter for name, parameter in parameters.items() if not is_decayed(name, parameter)]
+        groups = [
+            {"params": decayed, "weight_decay": self.weight_decay},
+            {"params": kept, "weight_decay": 0.0},
+        ]
+        return AdamW(groups, **options)
+
+
+def is_decayed(name: str, parameter: nn.Parameter) -> bool:
+    """Whether weight decay applies: to matrices, not to biases (those per token are 2-D, too) and gains."""
+    return parameter.dim() >= 2 and "bias" not in name.rpartition(".")[2]
 
 
 class SparseDenseOptimizer(Optimizer):
@@ -113,7 +140,16 @@ class SparseDenseOptimizer(Optimizer):
         return [{key: value for key, value in group.items() if key != "params"} for group in self.param_groups]
 
     def load_hyper_parameters(self, groups: list[dict[str, Any]]) -> None:
-        """Restore what ``hyper_parameters`` returned."""
+        """Restore what ``hyper_parameters`` returned.
+
+        Raises:
+            ValueError: when one run has weight decay and the other has not.
+        """
+        if len(groups) != len(self.param_groups):
+            raise ValueError(
+                f"the checkpoint has {len(groups)} groups of parameters, this run {len(self.param_groups)}; "
+                "model.dense_optimizer.weight_decay is 0 in one of them: give the value that the checkpoint began with"
+            )
         for group, saved in zip(self.param_groups, groups, strict=True):
             group.update(saved)
 
@@ -161,17 +197,10 @@ def dense_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def build_optimizer(
-    parameters: Iterable[nn.Parameter], tables: Iterable[KeyedOptimizer], table: TableOptimizer, dense: DenseOptimizer
+    parameters: Mapping[str, nn.Parameter],
+    tables: Iterable[KeyedOptimizer],
+    table: TableOptimizer,
+    dense: DenseOptimizer,
 ) -> SparseDenseOptimizer:
-    """The optimizer of a model whose tables are sharded."""
-    adam = Adam(list(parameters), lr=dense.learning_rate, betas=dense.betas, eps=dense.eps)
-    return SparseDenseOptimizer(tables, table.learning_rate, adam)
-
-
-def linear_warm_up(optimizer: Optimizer, steps: int) -> LambdaLR:
-    """Learning rates rise linearly from ``1 / steps`` of their value to all of it at step ``steps``, then stay."""
-
-    def factor(step: int) -> float:
-        return min(1.0, (step + 1) / max(steps, 1))
-
-    return LambdaLR(optimizer, factor)
+    """The optimizer of a model whose tables are sharded; ``parameters`` are the dense ones by name."""
+    return SparseDenseOptimizer(tables, table.learning_rate, dense.build(parameters))

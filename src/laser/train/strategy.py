@@ -200,10 +200,13 @@ class TorchRecStrategy(DDPStrategy):
             assert isinstance(optimizer, SparseDenseOptimizer)
             optimizer.load_hyper_parameters(state["groups"])
 
-    def _tensors(self) -> dict[str, Any]:
+    def _tensors(self, step: int | None) -> dict[str, Any]:
+        """Tensors to write after ``step`` steps, or to read into (``None``)."""
         optimizer = self.optimizers[0] if self.optimizers else None
         assert optimizer is None or isinstance(optimizer, SparseDenseOptimizer)
-        return checkpoints.live_tensors(self.module, optimizer)
+        tensors = checkpoints.live_tensors(self.module, optimizer)
+        average = self.module.weight_average
+        return tensors if average is None else tensors | average.stored_tensors(step)
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: str | Any, storage_options: Any | None = None
@@ -213,13 +216,16 @@ class TorchRecStrategy(DDPStrategy):
         checkpoint["random"] = random_states()
         if validation_is_due(self.module.trainer):
             move_to_validation(checkpoint["loops"])
-        checkpoints.save(filepath, self._tensors(), checkpoint, self.module.checkpoint_facts())
+        facts = self.module.checkpoint_facts()
+        checkpoints.save(filepath, self._tensors(facts["step"]), checkpoint, facts)
 
     def load_checkpoint(self, checkpoint_path: str | Any, weights_only: bool | None = None) -> dict[str, Any]:
         """Read a checkpoint directory into the live tensors and return its metadata; collective."""
         fitting = self.module.trainer.state.fn == TrainerFn.FITTING
+        if not fitting:
+            self.module.weight_average = None  # the checkpoint's weights are what is evaluated
         facts = self.module.checkpoint_facts()
-        checkpoint = checkpoints.load(checkpoint_path, self._tensors(), facts, training=fitting)
+        checkpoint = checkpoints.load(checkpoint_path, self._tensors(None), facts, training=fitting)
         if fitting:
             restore_random_state(checkpoint["random"])
         return checkpoint
