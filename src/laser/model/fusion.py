@@ -1,7 +1,8 @@
 """Multi-resolution fusion: everything known of a sample, as M tokens for the mixer (arXiv 2602.11562).
 
 Groups, in this order: global user vector, maximum over segments, newest segments one by one (newest first), target,
-each context field, mean of the newest events. Groups become tokens by "spreading":
+each context field, mean of the newest events, matched events if any (``laser.model.matching``). Groups become tokens
+by "spreading":
 
     groups <= M:  every group gets its own Linear into one or more tokens; the first M mod groups get one more
     groups >  M:  neighbours are concatenated into M runs of nearly equal count, each with its own Linear into a token
@@ -13,6 +14,8 @@ R newest segments; N newest events; D width.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -65,6 +68,7 @@ class Fusion(nn.Module):
         segment_maximum: whether the elementwise maximum over segments is a group.
         newest_segments: R; each of the newest segments is a group. Zeros where a sample has fewer.
         newest_events: N; the mean over so many newest events is a group (the short sequence); 0 leaves it out.
+        matched_widths: width of each group of matched events.
     """
 
     def __init__(
@@ -77,13 +81,13 @@ class Fusion(nn.Module):
         segment_maximum: bool = True,
         newest_segments: int = 4,
         newest_events: int = 100,
+        matched_widths: Sequence[int] = (),
     ) -> None:
         super().__init__()
         self.segment_maximum, self.newest_segments, self.newest_events = segment_maximum, newest_segments, newest_events
         segments = [width] * (segment_maximum + newest_segments)
-        self.tokens = Tokens(
-            [width, *segments, width, *context_widths, *([width] if newest_events else [])], tokens, token_width
-        )
+        groups = [width, *segments, width, *context_widths, *([width] if newest_events else []), *matched_widths]
+        self.tokens = Tokens(groups, tokens, token_width)
 
     def forward(
         self,
@@ -95,6 +99,7 @@ class Fusion(nn.Module):
         x_TD: Tensor,
         off_U1: Tensor,
         history_of_B: Tensor,
+        matched: Sequence[Tensor] = (),
     ) -> Tensor:
         """tokens_BMD of every sample; what a sample without history lacks is zero."""
         groups = [user_BD]
@@ -105,7 +110,7 @@ class Fusion(nn.Module):
         groups += [target_BD, *context]
         if self.newest_events:
             groups.append(newest_mean(x_TD, off_U1, self.newest_events)[history_of_B])
-        return self.tokens(groups)
+        return self.tokens([*groups, *matched])
 
 
 def newest_mean(x_TD: Tensor, off_U1: Tensor, newest: int) -> Tensor:

@@ -40,6 +40,9 @@ class Laser(SequenceModel):
         segment_maximum: give the maximum over segments to the mixer.
         newest_segments: number of newest segments given to the mixer one by one.
         newest_events: number of newest events whose mean is given to the mixer; 0 leaves it out.
+        match: field of the target or context by field of the history, both on one table: for each pair the mixer is
+            also given the mean of the newest events that equal the target there, and their number (not in the paper).
+        match_newest: newest matching events that are averaged.
         mixer_tokens: tokens of the RankMixer; must divide mixer_width.
         mixer_width: width of its tokens.
         mixer_layers: its blocks.
@@ -79,6 +82,8 @@ class Laser(SequenceModel):
         segment_maximum: bool = True,
         newest_segments: int = 4,
         newest_events: int = 100,
+        match: dict[str, str] | None = None,
+        match_newest: int = 16,
         mixer_tokens: int = 16,
         mixer_width: int = 256,
         mixer_layers: int = 2,
@@ -99,6 +104,8 @@ class Laser(SequenceModel):
             event_recency=recency in ("item", "both"),
             recency_ranks=recency_ranks,
             event_dropout=event_dropout,
+            match=match,
+            match_newest=match_newest,
             embedding_std=embedding_std,
             lookup_stride=lookup_stride,
             deduplicate=deduplicate,
@@ -133,6 +140,7 @@ class Laser(SequenceModel):
             segment_maximum=segment_maximum,
             newest_segments=newest_segments,
             newest_events=newest_events,
+            matched_widths=[width + 1] * len(self.matched.pairs),
         )
         self.add_head(
             tokens=mixer_tokens,
@@ -166,6 +174,7 @@ class Laser(SequenceModel):
             x_TD,
             batch.off_U1,
             batch.history_of_B,
+            self.matched(x_TD, batch),
         )
         logit_B, auxiliary_loss = self._head(tokens_BMD, batch)
         return ModelOutput(logit_B, auxiliary_loss, gates)

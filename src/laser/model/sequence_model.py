@@ -7,6 +7,8 @@ Legend of shape suffixes: B samples; T history events, packed; M tokens; D width
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -14,6 +16,7 @@ from laser.batch import Batch
 from laser.model.dense import linear
 from laser.model.dropout import EventDropout, TokenDropout
 from laser.model.embeddings import TableEmbeddings, total_width
+from laser.model.matching import MatchedEvents
 from laser.model.rankmixer import RankMixer
 from laser.model.recency import EventRecency, owner, rank_from_newest
 from laser.schema import Schema
@@ -28,6 +31,8 @@ class SequenceModel(nn.Module):
         event_recency: add recency embeddings to events.
         recency_ranks: events told apart by their rank from the newest.
         event_dropout: probability of dropping a history event.
+        match: pairs of fields for ``MatchedEvents``.
+        match_newest: newest matches that are averaged.
         embedding_std: standard deviation of initial embeddings.
         lookup_stride: bags over which the ids of a table are spread.
         deduplicate: look up each id of a batch once per table; ``None`` does so on the CPU only.
@@ -43,6 +48,8 @@ class SequenceModel(nn.Module):
         event_recency: bool,
         recency_ranks: int,
         event_dropout: float,
+        match: Mapping[str, str] | None,
+        match_newest: int,
         embedding_std: float,
         lookup_stride: int,
         deduplicate: bool | None,
@@ -62,6 +69,7 @@ class SequenceModel(nn.Module):
         self.target = linear(total_width(self.embeddings.target), width)
         self.event_recency = EventRecency(width, recency_ranks, embedding_std) if event_recency else None
         self.event_dropout = EventDropout(event_dropout, seed)
+        self.matched = MatchedEvents(schema, match or {}, match_newest)
 
     def add_head(
         self,

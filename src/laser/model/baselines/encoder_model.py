@@ -32,6 +32,9 @@ class EncoderModel(SequenceModel):
         recency: "item" adds recency embeddings to each event, "none" does not.
         recency_ranks: events told apart by their rank from the newest; older ones share one embedding.
         newest_events: number of newest events whose mean is given to the mixer; 0 leaves it out.
+        match: field of the target or context by field of the history, both on one table: for each pair the mixer is
+            also given the mean of the newest events that equal the target there, and their number (not in the paper).
+        match_newest: newest matching events that are averaged.
         mixer_tokens: tokens of the RankMixer; must divide mixer_width.
         mixer_width: width of its tokens.
         mixer_layers: its blocks.
@@ -60,6 +63,8 @@ class EncoderModel(SequenceModel):
         recency: Literal["none", "item"] = "item",
         recency_ranks: int = 1024,
         newest_events: int = 100,
+        match: dict[str, str] | None = None,
+        match_newest: int = 16,
         mixer_tokens: int = 16,
         mixer_width: int = 256,
         mixer_layers: int = 2,
@@ -80,6 +85,8 @@ class EncoderModel(SequenceModel):
             event_recency=recency == "item",
             recency_ranks=recency_ranks,
             event_dropout=event_dropout,
+            match=match,
+            match_newest=match_newest,
             embedding_std=embedding_std,
             lookup_stride=lookup_stride,
             deduplicate=deduplicate,
@@ -96,6 +103,7 @@ class EncoderModel(SequenceModel):
         groups = [width] * (self.encoder.vectors + 1)
         groups += [total_width([feature]) for feature in self.embeddings.context]
         groups += [width] if newest_events else []
+        groups += [width + 1] * len(self.matched.pairs)
         self.fusion = Tokens(groups, mixer_tokens, mixer_width)
         self.add_head(
             tokens=mixer_tokens,
@@ -119,6 +127,7 @@ class EncoderModel(SequenceModel):
         groups = [*encoded.vectors, target_BD, *embedded.context]
         if self.newest_events:
             groups.append(newest_mean(x_TD, batch.off_U1, self.newest_events)[batch.history_of_B])
+        groups += self.matched(x_TD, batch)
         logit_B, mixer_loss = self._head(self.fusion(groups), batch)
         losses = [loss for loss in (mixer_loss, encoded.auxiliary_loss) if loss is not None]
         return ModelOutput(logit_B, sum(losses[1:], losses[0]) if losses else None)
