@@ -19,7 +19,7 @@ from laser.train.optim import (
 )
 from laser.train.placement import Sharding
 from laser.train.schedule import Schedule, build_schedule
-from laser.train.sharding import shard_collections
+from laser.train.sharding import fused_kernels, shard_collections
 
 IDS = torch.tensor([1, 2, 2, 5, 0])
 
@@ -42,8 +42,8 @@ def toy(config: TableOptimizer) -> tuple[Toy, SparseDenseOptimizer]:
     shard_collections(model, Sharding(), config, torch.device("cpu"))
     fill_accumulators(model.tables.fused_optimizer, config)
     model.tables.embeddings["t"].weight.data.normal_()
-    fused = [model.tables.fused_optimizer]
-    return model, build_optimizer(dense_parameters(model), fused, config, DenseOptimizer())
+    fused, kernels = [model.tables.fused_optimizer], fused_kernels(model.tables)
+    return model, build_optimizer(dense_parameters(model), fused, config, DenseOptimizer(), kernels)
 
 
 def rowwise_adagrad(weight: torch.Tensor, state: torch.Tensor, lr: float, eps: float) -> None:
@@ -138,3 +138,68 @@ def test_gradients_of_tables_are_clipped_when_asked():
     # Row 2 is looked up twice, and FBGEMM clips what each look-up adds; rows 3, 4 and 6 are not looked up.
     expected = torch.tensor([1e-3, 1e-3, 2e-3, 0.0, 0.0, 1e-3, 0.0])
     torch.testing.assert_close(moved, expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.usefixtures("group_of_one")
+@pytest.mark.parametrize("norm", [1e-3, 1e3])
+def test_gradients_of_rows_are_bounded_when_asked(norm):
+    model, optimizer = toy(TableOptimizer(name="sgd", learning_rate=1.0, max_row_gradient=norm))
+    before = model.tables.embeddings["t"].weight.detach().clone()
+    free = before.clone().requires_grad_()
+    model.head(free[IDS]).square().sum().backward()
+
+    def closure() -> torch.Tensor:
+        loss = model()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    moved = before - model.tables.embeddings["t"].weight.detach()
+    if norm == 1e3:
+        torch.testing.assert_close(moved, free.grad)
+    else:
+        expected = torch.tensor([1e-3, 1e-3, 2e-3, 0.0, 0.0, 1e-3, 0.0])  # row 2 is looked up twice
+        torch.testing.assert_close(moved.norm(dim=1), expected, atol=1e-6, rtol=0)
+        torch.testing.assert_close(1e3 * moved[5], free.grad[5] / free.grad[5].norm(), atol=1e-3, rtol=0)
+
+
+@pytest.mark.usefixtures("group_of_one")
+def test_weight_decay_of_rows_is_decoupled():
+    config = {"name": "rowwise_adagrad", "learning_rate": 0.1}
+    torch.manual_seed(1)
+    moved = []
+    for decay in (0.0, 0.5):
+        model, optimizer = toy(TableOptimizer(weight_decay=decay, **config))
+        weight = model.tables.embeddings["t"].weight
+        before = weight.detach().clone()
+        optimizer.step(lambda model=model: model().backward())
+        moved.append(before - weight.detach())
+    expected = torch.zeros(7, 1)
+    expected[IDS.unique()] = 0.1 * 0.5
+    torch.testing.assert_close(moved[1] - moved[0], expected * before, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.usefixtures("group_of_one")
+def test_kernels_count_training_steps_only():
+    """As Adam's bias correction needs, also when a run goes on from a checkpoint.
+
+    Kernels of Adam add one in each forward pass, training or not; those of sgd on the CPU leave it alone.
+    """
+    model, optimizer = toy(TableOptimizer(name="sgd"))
+    (kernel,) = fused_kernels(model.tables)
+    seen = []
+
+    def closure() -> torch.Tensor:
+        loss = model()
+        seen.append(int(kernel.iter_cpu))
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    for count in (kernel.iter, kernel.iter_cpu):
+        count += 7  # evaluation
+    optimizer.step(closure)
+    optimizer.steps = 100  # a checkpoint is loaded
+    optimizer.step(closure)
+    assert seen == [0, 1, 100]
+    assert int(kernel.iter) == 100

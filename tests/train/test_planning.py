@@ -11,6 +11,7 @@ from laser.train.optim import TableOptimizer
 from laser.train.placement import Sharding, TableSize
 from laser.train.planning import Cluster, Plan, describe, plan
 from laser.train.sharding import shard_collections, sharded_collections
+from laser.train.table_storage import Storage, TableStorage
 
 SIZES = [TableSize("item", 1000, 8), TableSize("user", 100, 16)]
 IDS = {"item": 4000.0, "user": 10.0}
@@ -74,3 +75,20 @@ def test_bytes_are_those_of_the_sharded_tables(optimizer: str) -> None:
             state += sum(4 * value.size().numel() for value in values.values() if value.size().numel() > 1)
     load = planned(Sharding(), optimizer, processes=1).loads[0]
     assert (load.weights, load.state) == (weights, state)
+
+
+def test_half_precision_and_host_memory_count() -> None:
+    sharding, adagrad = Sharding(), TableOptimizer(name="adagrad")
+    storage = Storage(
+        default=TableStorage(weights="bfloat16"),
+        tables={"item": TableStorage(weights="float16", memory="uvm_caching")},
+        outputs="bfloat16",
+        cache_share=0.25,
+    )
+    full = plan(SIZES, sharding, adagrad, IDS, Cluster(processes=4)).loads[0]
+    load = plan(SIZES, sharding, adagrad, IDS, Cluster(processes=4), storage).loads[0]
+    assert (load.weights, load.state) == (full.weights / 2, full.state)
+    assert load.host == 0.75 * 250 * 8 * (2 + 4)
+    assert load.held() == load.weights + load.state - load.host
+    ids = 0.75 * 8 * load.ids
+    assert load.exchanged - ids == pytest.approx((full.exchanged - ids) / 2)

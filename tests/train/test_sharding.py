@@ -6,10 +6,12 @@ import pytest
 import torch
 from torchrec.modules.embedding_configs import EmbeddingConfig
 from torchrec.modules.embedding_modules import EmbeddingCollection
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from laser.train.optim import TableOptimizer
 from laser.train.placement import Placement, Sharding, TableSize, place
-from laser.train.sharding import check_combination, module_plan
+from laser.train.sharding import check_combination, module_plan, shard_collections
+from laser.train.table_storage import Storage, TableStorage, check_table_names
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -27,13 +29,55 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
 )
 def test_combinations_that_do_not_work_are_named(sharding, optimizer, device, precision, accumulate, words):
     with pytest.raises(ValueError, match=words):
-        check_combination(sharding, TableOptimizer(name=optimizer), device, precision, accumulate)
+        check_combination(sharding, TableOptimizer(name=optimizer), Storage(), device, precision, accumulate)
 
 
 @pytest.mark.parametrize("optimizer", ["adagrad", "sgd"])
 @pytest.mark.parametrize("default", ["row_wise", "table_wise", "column_wise"])
 def test_combinations_that_work_pass(default, optimizer):
-    check_combination(Sharding(default=default), TableOptimizer(name=optimizer), CPU, "bf16-mixed", 1)
+    check_combination(Sharding(default=default), TableOptimizer(name=optimizer), Storage(), CPU, "bf16-mixed", 1)
+
+
+@pytest.mark.parametrize(
+    ("storage", "words"),
+    [
+        (Storage(default=TableStorage(weights="bfloat16")), "weights is bfloat16.*no CPU kernel.*float16"),
+        (Storage(outputs="bfloat16"), "outputs is bfloat16.*no CPU kernel"),
+        (Storage(tables={"a": TableStorage(memory="uvm")}), "memory is uvm,.*set it to device"),
+        (Storage(default=TableStorage(memory="uvm_caching")), "memory is uvm_caching,.*set it to device"),
+    ],
+)
+def test_storage_that_a_cpu_cannot_do_is_named(storage, words):
+    with pytest.raises(ValueError, match=words):
+        check_combination(Sharding(), TableOptimizer(), storage, CPU, "32-true", 1)
+    check_combination(Sharding(), TableOptimizer(), storage, GPU, "32-true", 1)
+
+
+@pytest.mark.parametrize("name", ["adagrad", "sgd"])
+def test_weight_decay_that_would_be_left_out_is_named(name):
+    with pytest.raises(ValueError, match=f"weight_decay is 0.1.*{name}.*rowwise_adagrad or adam"):
+        check_combination(Sharding(), TableOptimizer(name=name, weight_decay=0.1), Storage(), CPU, "32-true", 1)
+
+
+@pytest.mark.usefixtures("group_of_one")
+@pytest.mark.parametrize(("weights", "outputs"), [("float16", "float32"), ("float32", "float16")])
+def test_half_precision_is_kept_and_handed_on(weights, outputs):
+    config = EmbeddingConfig(name="a", embedding_dim=8, num_embeddings=10, feature_names=["a"])
+    model = torch.nn.ModuleDict({"x": EmbeddingCollection(tables=[config], device=torch.device("meta"))})
+    storage = Storage(tables={"a": TableStorage(weights=weights)}, outputs=outputs)
+    shard_collections(model, Sharding(), TableOptimizer(initial_accumulator=0.0), CPU, storage)
+    weight = model["x"].embeddings["a"].weight
+    weight.data.fill_(1.0)
+    rows = model["x"](KeyedJaggedTensor(["a"], torch.tensor([1, 4]), lengths=torch.tensor([2])))["a"].values()
+    assert (weight.dtype, rows.dtype) == (getattr(torch, weights), getattr(torch, outputs))
+    rows.float().sum().backward()
+    assert weight.detach()[[1, 4]].float().unique().item() == pytest.approx(0.95, abs=1e-3)
+    assert weight.detach()[[0, 2]].unique().item() == 1.0
+
+
+def test_unknown_tables_of_the_storage_are_named():
+    with pytest.raises(ValueError, match=r"storage.tables names 'author'.*it has a, b"):
+        check_table_names(Storage(tables={"author": TableStorage()}), ["a", "b"])
 
 
 TABLES = [TableSize("a", 10, 8), TableSize("b", 20, 8), TableSize("c", 30, 8)]

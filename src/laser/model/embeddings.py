@@ -172,7 +172,9 @@ class TableEmbeddings(nn.Module):
         for key, collection in self.collections.items():
             names = [name for name, table in self.tables.items() if f"width_{table.width}" == key]
             answers.append((names, collection(self._jagged(names, ids))))
-        return {name: (answer[name].values(), index.get(name)) for names, answer in answers for name in names}
+        return {
+            name: (_computable(answer[name].values()), index.get(name)) for names, answer in answers for name in names
+        }
 
     def _deduplicates(self, values: Tensor) -> bool:
         return values.device.type == "cpu" if self.deduplicate is None else self.deduplicate
@@ -195,6 +197,11 @@ def _config(table: Table) -> EmbeddingConfig:
     return EmbeddingConfig(
         name=table.name, embedding_dim=table.width, num_embeddings=table.rows, feature_names=[table.name]
     )
+
+
+def _computable(rows_NW: Tensor) -> Tensor:
+    """Rows in half precision as float32, unless autocast chooses the type of what follows."""
+    return rows_NW if torch.is_autocast_enabled(rows_NW.device.type) else rows_NW.float()
 
 
 def _average(ids: Tensor, rows_NW: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from laser.train.gate_statistics import GateStatistics
 from laser.train.metrics import CTRMetrics
 from laser.train.optim import DenseOptimizer, TableOptimizer, build_optimizer, dense_parameters
 from laser.train.schedule import Schedule, build_schedule
-from laser.train.sharding import sharded_collections
+from laser.train.sharding import fused_kernels, sharded_collections
 from laser.train.warm_start import WarmStart
 
 
@@ -103,8 +103,12 @@ class CTRModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """One optimizer over fixed groups [tables, dense] and the schedule of their rates, stepped with every batch."""
-        fused = [collection.fused_optimizer for _, collection in sharded_collections(self)]
-        optimizer = build_optimizer(dense_parameters(self), fused, self.table_optimizer, self.dense_optimizer)
+        collections = [collection for _, collection in sharded_collections(self)]
+        fused = [collection.fused_optimizer for collection in collections]
+        counting = self.table_optimizer.name == "adam"
+        kernels = [kernel for collection in collections for kernel in fused_kernels(collection)] if counting else []
+        dense = dense_parameters(self)
+        optimizer = build_optimizer(dense, fused, self.table_optimizer, self.dense_optimizer, kernels)
         schedule = build_schedule(
             optimizer, self.schedule, self.warm_up_steps, lambda: self.trainer.estimated_stepping_batches
         )

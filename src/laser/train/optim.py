@@ -20,6 +20,7 @@ from laser.versions import check_triple
 check_triple()
 
 from fbgemm_gpu.split_embedding_configs import EmbOptimType  # noqa: E402
+from fbgemm_gpu.split_table_batched_embeddings_ops_training import WeightDecayMode  # noqa: E402
 from torchrec.optim.keyed import KeyedOptimizer  # noqa: E402
 
 TABLE_OPTIMIZERS = {
@@ -41,6 +42,10 @@ class TableOptimizer:
         initial_accumulator: starting value of Adagrad's accumulators; damps the first updates of a row.
         max_gradient: clip each value of the gradient of each look-up to this size; ``None`` does not clip. Processes
             clip their own look-ups, so that with it results depend a little on the number of processes.
+        max_row_gradient: scale the gradient of each row that a process looks up to this Euclidean norm if it is
+            longer; ``None`` does not. As above; where look-ups are deduplicated, of the sum over a process's look-ups.
+        weight_decay: share of a row, times the learning rate, that is taken off when the row is updated (decoupled);
+            for ``rowwise_adagrad`` and ``adam``.
     """
 
     name: Literal["adagrad", "rowwise_adagrad", "sgd", "adam"] = "adagrad"
@@ -48,6 +53,15 @@ class TableOptimizer:
     eps: float = 1e-8
     initial_accumulator: float = 0.1
     max_gradient: float | None = None
+    max_row_gradient: float | None = None
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("max_gradient", "max_row_gradient"):
+            if (value := getattr(self, name)) is not None and value <= 0:
+                raise ValueError(f"model.table_optimizer.{name} is {value}; expected a number above 0, or null")
+        if self.weight_decay < 0:
+            raise ValueError(f"model.table_optimizer.weight_decay is {self.weight_decay}; expected 0 or more")
 
     def fused_params(self) -> dict[str, Any]:
         """Arguments of FBGEMM's table-batched embedding."""
@@ -58,7 +72,38 @@ class TableOptimizer:
         }
         if self.max_gradient is not None:
             params |= {"gradient_clipping": True, "max_gradient": self.max_gradient}
+        if self.weight_decay:
+            params["weight_decay"] = self.weight_decay
+            if self.name == "rowwise_adagrad":
+                params["weight_decay_mode"] = WeightDecayMode.DECOUPLE
         return params
+
+
+class RowGradientClip:
+    """Forward hook of a sharded collection: bounds the norm of each looked-up row's gradient.
+
+    Args:
+        norm: the bound, for a gradient of the mean loss over all samples of a step.
+        world_size: number of processes, whose gradients are averaged after this point.
+    """
+
+    def __init__(self, norm: float, world_size: int) -> None:
+        self.norm = norm * world_size
+
+    def __call__(self, module: nn.Module, inputs: Any, answer: Any) -> Any:
+        """Have the looked-up rows pass through, once they are there."""
+        answer.callbacks.append(self._mark)
+        return answer
+
+    def _mark(self, found: dict[str, Any]) -> dict[str, Any]:
+        for jagged in found.values():
+            if (rows := jagged.values()).requires_grad:
+                rows.register_hook(self._clip)
+        return found
+
+    def _clip(self, gradient_RW: Tensor) -> Tensor:
+        norm_R1 = gradient_RW.float().norm(dim=1, keepdim=True)
+        return gradient_RW * (self.norm / norm_R1.clamp(min=self.norm)).to(gradient_RW.dtype)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,11 +159,21 @@ class SparseDenseOptimizer(Optimizer):
         table_learning_rate: of the tables.
         dense: optimizer of all other parameters; its state is created at once, so that checkpoints can be read into
             it before the first step.
+        kernels: FBGEMM's modules whose optimizer counts steps, as Adam does.
     """
 
-    def __init__(self, tables: Iterable[KeyedOptimizer], table_learning_rate: float, dense: Optimizer) -> None:
+    def __init__(
+        self,
+        tables: Iterable[KeyedOptimizer],
+        table_learning_rate: float,
+        dense: Optimizer,
+        kernels: Iterable[Any] = (),
+    ) -> None:
         self.tables = list(tables)
         self.dense = dense
+        self.kernels = list(kernels)
+        self.steps = 0
+        """Training steps done; set when a checkpoint is loaded."""
         super().__init__([{"params": [], "lr": table_learning_rate}, *dense.param_groups], defaults={})
         create_adam_state(dense)
         self.state = dense.state
@@ -130,9 +185,17 @@ class SparseDenseOptimizer(Optimizer):
                 group["lr"] = self.param_groups[0]["lr"]  # type: ignore[index]
             optimizer.step()  # a fused step only passes the learning rate on; rows change in backward
 
+    def push_steps(self) -> None:
+        """Tell the kernels how many steps were done: left alone they count evaluation, too, and forget on resuming."""
+        for kernel in self.kernels:
+            kernel.iter.fill_(self.steps)
+            kernel.iter_cpu.fill_(self.steps)
+
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Run ``closure`` (forward and backward, which updates the tables) once and step the dense parameters."""
         self.push_table_learning_rate()
+        self.push_steps()
+        self.steps += 1
         return self.dense.step(closure)
 
     def hyper_parameters(self) -> list[dict[str, Any]]:
@@ -201,6 +264,10 @@ def build_optimizer(
     tables: Iterable[KeyedOptimizer],
     table: TableOptimizer,
     dense: DenseOptimizer,
+    kernels: Iterable[Any] = (),
 ) -> SparseDenseOptimizer:
-    """The optimizer of a model whose tables are sharded; ``parameters`` are the dense ones by name."""
-    return SparseDenseOptimizer(tables, table.learning_rate, dense.build(parameters))
+    """The optimizer of a model whose tables are sharded.
+
+    ``parameters`` are the dense ones by name, ``kernels`` FBGEMM's modules of the tables if they must count steps.
+    """
+    return SparseDenseOptimizer(tables, table.learning_rate, dense.build(parameters), kernels)

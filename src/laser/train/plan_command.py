@@ -14,6 +14,7 @@ from laser.train.optim import TableOptimizer
 from laser.train.placement import Sharding
 from laser.train.planning import Cluster, describe, plan_of
 from laser.train.sharding import check_combination
+from laser.train.table_storage import Storage, TableStorage
 
 GPU = torch.device("cuda")
 
@@ -66,11 +67,23 @@ def main(arguments: list[str]) -> int:
     )
     config = cli.config
     strategy = config.trainer.strategy
-    given = getattr(getattr(strategy, "init_args", None), "sharding", None)
+    options = getattr(strategy, "init_args", None)
+    given = getattr(options, "sharding", None)
     sharding = Sharding(**given.as_dict()) if given is not None else Sharding()
+    storage = storage_of(getattr(options, "storage", None))
     optimizer = TableOptimizer(**config.model.table_optimizer.as_dict())
     trainer = config.trainer
-    check_combination(sharding, optimizer, GPU, str(trainer.precision or "32-true"), trainer.accumulate_grad_batches)
-    found = plan_of(config.data, optimizer, sharding, Cluster(**config.cluster.as_dict()))
+    precision = str(trainer.precision or "32-true")
+    check_combination(sharding, optimizer, storage, GPU, precision, trainer.accumulate_grad_batches)
+    found = plan_of(config.data, optimizer, sharding, Cluster(**config.cluster.as_dict()), storage)
     print(describe(found))
     return 0 if found.fits else 1
+
+
+def storage_of(options: Any) -> Storage:
+    """Storage of a recipe's options."""
+    if options is None:
+        return Storage()
+    given = options.as_dict()
+    tables = {name: TableStorage(**each) for name, each in given.pop("tables").items()}
+    return Storage(default=TableStorage(**given.pop("default")), tables=tables, **given)

@@ -3,7 +3,7 @@
 An estimate by counting: every look-up is counted (repeated ids of a batch, too), every history as its own, and of the
 bytes only those of the tables. Not modelled: skew of ids over rows, latency, overlap with the dense part.
 
-For N processes and n ids of a table in a step (all processes together), width W, float32:
+For N processes and n ids of a table in a step (all processes together), width W, rows handed on in float32:
 
 =============  =====================  ==========================  ============================
 sharding       ids a process serves   exchanged to it (forward)   exchanged by it (forward)
@@ -26,8 +26,9 @@ from typing import Any
 from laser.schema import Feature, Schema
 from laser.train.optim import TableOptimizer
 from laser.train.placement import Placement, Sharding, TableSize, place
+from laser.train.table_storage import VALUE_BYTES, Storage, check_table_names
 
-VALUE_BYTES, ID_BYTES = 4, 8
+STATE_BYTES, ID_BYTES = 4, 8
 STATE_VALUES = {"sgd": 0.0, "adagrad": 1.0, "adam": 2.0}
 """Optimizer state of a table in units of its values; row-wise Adagrad keeps one value a row."""
 
@@ -61,6 +62,8 @@ class Load:
 
     weights: float = 0.0
     state: float = 0.0
+    host: float = 0.0
+    """Of both, what lies in host memory (``uvm``, ``uvm_caching``)."""
     ids: float = 0.0
     exchanged: float = 0.0
     """Sent forward (embeddings) and backward (gradients) plus ids received."""
@@ -68,8 +71,8 @@ class Load:
     """Read forward, and read and written with its state by the update."""
 
     def held(self) -> float:
-        """Weights and optimizer state."""
-        return self.weights + self.state
+        """Weights and optimizer state in the memory of the process's device."""
+        return self.weights + self.state - self.host
 
 
 @dataclass(frozen=True)
@@ -129,6 +132,7 @@ def plan(
     optimizer: TableOptimizer,
     ids: dict[str, float],
     cluster: Cluster,
+    storage: Storage = Storage(),  # noqa: B008
 ) -> Plan:
     """Place the tables and add up what each process holds and does.
 
@@ -138,12 +142,15 @@ def plan(
         optimizer: of the tables.
         ids: looked up in each table in a step, all processes together.
         cluster: to plan for.
+        storage: of the recipe.
 
     Raises:
-        ValueError: as ``place``.
+        ValueError: as ``place``, or when ``storage`` names a table that there is not.
     """
     count = cluster.processes
     placements = place(sizes, sharding, count)
+    check_table_names(storage, [size.name for size in sizes])
+    handed_on = VALUE_BYTES[storage.outputs]
     loads = [Load() for _ in range(count)]
     away = 1 - 1 / count
     for size in sizes:
@@ -153,14 +160,18 @@ def plan(
         rows = size.rows / cut if placement.kind == "row_wise" else size.rows
         served = ids[size.name] / (cut if placement.kind == "row_wise" else 1)
         state = rows if optimizer.name == "rowwise_adagrad" else STATE_VALUES[optimizer.name] * rows * width
-        row_bytes = VALUE_BYTES * width
+        kept = storage.of(size.name)
+        row_bytes = VALUE_BYTES[kept.weights] * width
+        on_host = {"device": 0.0, "uvm": 1.0, "uvm_caching": 1.0 - storage.cache_share}[kept.memory]
+        state_bytes = 2 * STATE_BYTES * STATE_VALUES.get(optimizer.name, 0.0) * width
         for rank in placement.ranks:
             load = loads[rank]
             load.weights += rows * row_bytes
-            load.state += VALUE_BYTES * state
+            load.state += STATE_BYTES * state
+            load.host += on_host * (rows * row_bytes + STATE_BYTES * state)
             load.ids += served
-            load.exchanged += away * served * (ID_BYTES + 2 * row_bytes)
-            load.touched += served * row_bytes * (3 + 2 * STATE_VALUES.get(optimizer.name, 0.0))
+            load.exchanged += away * served * (ID_BYTES + 2 * handed_on * width)
+            load.touched += served * (3 * row_bytes + state_bytes)
     return Plan(sizes, placements, ids, loads, cluster)
 
 
@@ -190,6 +201,8 @@ def describe(found: Plan) -> str:
     total = sum(load.held() for load in found.loads)
     verdict = "fits" if found.fits else "DOES NOT FIT: shard it row_wise, add processes, or keep smaller tables"
     lines += ["", f"{_bytes(total)} in all; the fullest process holds {_bytes(most)} of {_bytes(room)}: {verdict}"]
+    if host := max(load.host for load in found.loads):
+        lines += [f"besides, up to {_bytes(host)} of host memory a process"]
     return "\n".join(lines)
 
 
@@ -212,7 +225,13 @@ def _bytes(number: float) -> str:
     return f"{number:,.4g} TB"
 
 
-def plan_of(data: Any, table_optimizer: TableOptimizer, sharding: Sharding, cluster: Cluster) -> Plan:
+def plan_of(
+    data: Any,
+    table_optimizer: TableOptimizer,
+    sharding: Sharding,
+    cluster: Cluster,
+    storage: Storage = Storage(),  # noqa: B008
+) -> Plan:
     """The plan of a recipe.
 
     Args:
@@ -220,6 +239,7 @@ def plan_of(data: Any, table_optimizer: TableOptimizer, sharding: Sharding, clus
         table_optimizer: of the recipe.
         sharding: of the recipe.
         cluster: to plan for.
+        storage: of the recipe.
 
     Raises:
         ValueError: when there is no data set, or a table cannot be placed.
@@ -228,4 +248,4 @@ def plan_of(data: Any, table_optimizer: TableOptimizer, sharding: Sharding, clus
     schema = Schema.load(path / "schema.json")
     each = ids_per_sample(schema, mean_history(path, data.max_history))
     ids = {name: count * data.batch_size for name, count in each.items()}
-    return plan(table_sizes(schema, cluster.rows), sharding, table_optimizer, ids, cluster)
+    return plan(table_sizes(schema, cluster.rows), sharding, table_optimizer, ids, cluster, storage)

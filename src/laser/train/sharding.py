@@ -14,14 +14,14 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from laser.train.optim import TableOptimizer
+from laser.train.optim import RowGradientClip, TableOptimizer
 from laser.train.placement import Placement, Sharding, TableSize, place
+from laser.train.table_storage import KERNELS, WEIGHTS, Storage, check_storage, check_table_names
 from laser.versions import check_triple
 
 check_triple()
 
 from torchrec.distributed.embedding import EmbeddingCollectionSharder, ShardedEmbeddingCollection  # noqa: E402
-from torchrec.distributed.embedding_types import EmbeddingComputeKernel  # noqa: E402
 from torchrec.distributed.sharding_plan import (  # noqa: E402
     ParameterShardingGenerator,
     column_wise,
@@ -32,18 +32,21 @@ from torchrec.distributed.sharding_plan import (  # noqa: E402
 from torchrec.distributed.types import EmbeddingModuleShardingPlan, ShardingEnv  # noqa: E402
 from torchrec.modules.embedding_modules import EmbeddingCollection  # noqa: E402
 
-FUSED = EmbeddingComputeKernel.FUSED.value
-"""Kernels that update rows in their backward pass; the dense ones would leave tables to Adam, and pool on the CPU."""
-
 
 def check_combination(
-    sharding: Sharding, optimizer: TableOptimizer, device: torch.device, precision: str, accumulate: int
+    sharding: Sharding,
+    optimizer: TableOptimizer,
+    storage: Storage,
+    device: torch.device,
+    precision: str,
+    accumulate: int,
 ) -> None:
     """Refuse what does not work together.
 
     Args:
         sharding: of the tables.
         optimizer: of the tables.
+        storage: of the tables.
         device: of this process.
         precision: Lightning's name, such as "bf16-mixed".
         accumulate: value of ``trainer.accumulate_grad_batches``.
@@ -61,10 +64,16 @@ def check_combination(
             "embedding tables on the CPU cannot be trained with adam; set model.table_optimizer.name to adagrad, "
             "rowwise_adagrad or sgd"
         )
+    if optimizer.weight_decay and optimizer.name not in ("rowwise_adagrad", "adam"):
+        raise ValueError(
+            f"model.table_optimizer.weight_decay is {optimizer.weight_decay}, which FBGEMM's {optimizer.name} would "
+            "leave out without a word; set it to 0, or model.table_optimizer.name to rowwise_adagrad or adam"
+        )
+    check_storage(storage, device)
     if precision not in ("32-true", "bf16-mixed"):
         raise ValueError(
-            f"trainer.precision is {precision}, but tables keep float32 rows that are updated while gradients are "
-            "computed; set it to 32-true or bf16-mixed"
+            f"trainer.precision is {precision}, but tables update their rows while gradients are computed and "
+            "hand on float32; set it to 32-true or bf16-mixed"
         )
     if accumulate != 1:
         raise ValueError(
@@ -74,16 +83,23 @@ def check_combination(
 
 
 def module_plan(
-    collection: EmbeddingCollection, placements: Mapping[str, Placement], sharder: Any, device_type: str
+    collection: EmbeddingCollection,
+    placements: Mapping[str, Placement],
+    sharder: Any,
+    device_type: str,
+    storage: Storage = Storage(),  # noqa: B008
 ) -> EmbeddingModuleShardingPlan:
     """TorchRec's plan for one collection over the default process group."""
-    generators: dict[str, Callable[[tuple[int, ...]], ParameterShardingGenerator]] = {
-        "row_wise": lambda _ranks: row_wise(compute_kernel=FUSED),
-        "table_wise": lambda ranks: table_wise(rank=ranks[0], compute_kernel=FUSED),
-        "column_wise": lambda ranks: column_wise(ranks=list(ranks), compute_kernel=FUSED),
+    generators: dict[str, Callable[[tuple[int, ...], str], ParameterShardingGenerator]] = {
+        "row_wise": lambda _ranks, kernel: row_wise(compute_kernel=kernel),
+        "table_wise": lambda ranks, kernel: table_wise(rank=ranks[0], compute_kernel=kernel),
+        "column_wise": lambda ranks, kernel: column_wise(ranks=list(ranks), compute_kernel=kernel),
     }
     names = [config.name for config in collection.embedding_configs()]
-    per_table = {name: generators[placements[name].kind](placements[name].ranks) for name in names}
+    per_table = {
+        name: generators[placements[name].kind](placements[name].ranks, KERNELS[storage.of(name).memory])
+        for name in names
+    }
     world_size = dist.get_world_size()
     return construct_module_sharding_plan(
         collection, per_table, sharder=sharder, local_size=_local_size(), world_size=world_size, device_type=device_type
@@ -104,7 +120,13 @@ def sharded_collections(model: nn.Module) -> list[tuple[str, ShardedEmbeddingCol
     return [(name, module) for name, module in model.named_modules() if isinstance(module, ShardedEmbeddingCollection)]
 
 
-def shard_collections(model: nn.Module, sharding: Sharding, optimizer: TableOptimizer, device: torch.device) -> None:
+def shard_collections(
+    model: nn.Module,
+    sharding: Sharding,
+    optimizer: TableOptimizer,
+    device: torch.device,
+    storage: Storage = Storage(),  # noqa: B008
+) -> None:
     """Replace every EmbeddingCollection in ``model`` by its sharded version with a fused optimizer, rows unset.
 
     Does nothing when all are sharded already, as when a model is evaluated after training.
@@ -114,11 +136,12 @@ def shard_collections(model: nn.Module, sharding: Sharding, optimizer: TableOpti
         sharding: of the tables.
         optimizer: of the tables; fused into their backward pass.
         device: of this process.
+        storage: of the tables.
 
     Raises:
-        ValueError: as ``laser.train.placement.place``.
+        ValueError: as ``laser.train.placement.place``, or when ``storage`` names a table that there is not.
     """
-    sharder: Any = EmbeddingCollectionSharder(fused_params=optimizer.fused_params())
+    sharder: Any = EmbeddingCollectionSharder(fused_params=optimizer.fused_params() | storage.fused_params())
     group = dist.group.WORLD
     assert group is not None
     environment = ShardingEnv.from_process_group(group)
@@ -126,8 +149,28 @@ def shard_collections(model: nn.Module, sharding: Sharding, optimizer: TableOpti
     configs = [config for _, collection in collections for config in collection.embedding_configs()]
     sizes = [TableSize(config.name, config.num_embeddings, config.embedding_dim) for config in configs]
     placements = place(sizes, sharding, dist.get_world_size()) if sizes else {}
+    if sizes:
+        check_table_names(storage, [size.name for size in sizes])
+    for config in configs:
+        config.data_type = WEIGHTS[storage.of(config.name).weights]
     for name, collection in collections:
-        plan = module_plan(collection, placements, sharder, device.type)
+        plan = module_plan(collection, placements, sharder, device.type, storage)
         sharded = sharder.shard(collection, plan, environment, device)
+        if optimizer.max_row_gradient is not None:
+            sharded.register_forward_hook(RowGradientClip(optimizer.max_row_gradient, dist.get_world_size()))
         parent, _, attribute = name.rpartition(".")
         setattr(model.get_submodule(parent), attribute, sharded)
+
+
+def fused_kernels(collection: ShardedEmbeddingCollection) -> list[Any]:
+    """FBGEMM's table-batched embeddings of a collection; it holds them in plain lists, where ``modules`` finds none."""
+    lookups: Any = collection._lookups
+    return [group._emb_module for lookup in lookups for group in lookup._emb_modules]
+
+
+def forget_cached_rows(model: nn.Module) -> None:
+    """Empty the GPU's caches of rows that lie in host memory, whose values were replaced there."""
+    for _, collection in sharded_collections(model):
+        for kernel in fused_kernels(collection):
+            if kernel.lxu_cache_weights.numel():
+                kernel.reset_cache_states()

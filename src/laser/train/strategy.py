@@ -38,9 +38,11 @@ from laser.train.rendezvous import store_of_this_start, store_outlives_processes
 from laser.train.sharding import (
     check_combination,
     embedding_collections,
+    forget_cached_rows,
     shard_collections,
     sharded_collections,
 )
+from laser.train.table_storage import Storage
 from laser.train.warm_start import load_weights
 
 if TYPE_CHECKING:
@@ -58,6 +60,7 @@ class TorchRecStrategy(DDPStrategy):
 
     Args:
         sharding: how tables are spread over the processes.
+        storage: number format and memory of the tables.
         timeout_seconds: how long a process waits for another in a collective before it fails.
         accelerator: set by the trainer.
         parallel_devices: set by the trainer.
@@ -70,6 +73,7 @@ class TorchRecStrategy(DDPStrategy):
     def __init__(
         self,
         sharding: Sharding | None = None,
+        storage: Storage | None = None,
         timeout_seconds: float = 1800.0,
         accelerator: pl.accelerators.Accelerator | None = None,
         parallel_devices: list[torch.device] | None = None,
@@ -88,6 +92,7 @@ class TorchRecStrategy(DDPStrategy):
             timeout=timedelta(seconds=timeout_seconds),
         )
         self.sharding = sharding or Sharding()
+        self.storage = storage or Storage()
         self.heartbeat: Heartbeat | None = None
 
     @property
@@ -101,6 +106,7 @@ class TorchRecStrategy(DDPStrategy):
         check_combination(
             self.sharding,
             self.module.table_optimizer,
+            self.storage,
             self.root_device,
             str(self.precision_plugin.precision),
             self.module.trainer.accumulate_grad_batches,
@@ -165,7 +171,7 @@ class TorchRecStrategy(DDPStrategy):
         os.environ["LOCAL_WORLD_SIZE"] = str(self.num_processes)
         module = self.module
         known = {name for name, _ in sharded_collections(module)}
-        shard_collections(module, self.sharding, module.table_optimizer, self.root_device)
+        shard_collections(module, self.sharding, module.table_optimizer, self.root_device, self.storage)
         for name, collection in sharded_collections(module):
             if name in known:
                 continue
@@ -199,6 +205,7 @@ class TorchRecStrategy(DDPStrategy):
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             assert isinstance(optimizer, SparseDenseOptimizer)
             optimizer.load_hyper_parameters(state["groups"])
+            optimizer.steps = checkpoint["global_step"]
 
     def _tensors(self, step: int | None) -> dict[str, Any]:
         """Tensors to write after ``step`` steps, or to read into (``None``)."""
@@ -226,6 +233,7 @@ class TorchRecStrategy(DDPStrategy):
             self.module.weight_average = None  # the checkpoint's weights are what is evaluated
         facts = self.module.checkpoint_facts()
         checkpoint = checkpoints.load(checkpoint_path, self._tensors(None), facts, training=fitting)
+        forget_cached_rows(self.module)
         if fitting:
             restore_random_state(checkpoint["random"])
         return checkpoint
