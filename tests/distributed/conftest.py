@@ -38,7 +38,11 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, list[dict
             )
             for rank in range(world_size)
         ]
-        outcomes = [rank.communicate(timeout=240) for rank in ranks]
+        try:
+            outcomes = [rank.communicate(timeout=240) for rank in ranks]
+        finally:
+            for rank in ranks:
+                rank.kill()
         for process, (_, errors) in zip(ranks, outcomes, strict=True):
             assert process.returncode == 0, errors[-4000:]
 

@@ -16,6 +16,7 @@ import torch
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from laser.data.prepared import PreparedData
+from laser.train.stored_tensors import StoredTensors
 
 MIDDLE = 5
 """Step of the checkpoint to resume from, inside of the first epoch and of warm-up."""
@@ -52,6 +53,8 @@ def runs(launch: Callable, prepared: Path, batch_size: int, tmp_path_factory) ->
             job("one sgd", optimizer="sgd", epochs=1),
             job("one rowwise", optimizer="rowwise_adagrad", epochs=1),
             job("one experts", experts=4, epochs=1),
+            job("one half", storage={"weights": "float16"}, outputs="float16", epochs=1),
+            job("one clipped", table_options={"max_row_gradient": 1e-4}, epochs=1),
         ],
     )
     launch(
@@ -64,10 +67,15 @@ def runs(launch: Callable, prepared: Path, batch_size: int, tmp_path_factory) ->
             job("two column_wise", sharding="column_wise"),
             job("two sgd", optimizer="sgd", epochs=1),
             job("two rowwise", optimizer="rowwise_adagrad", epochs=1),
-            job("two experts", experts=4, epochs=1),
+            job("two experts", experts=4, epochs=1, save_after=MIDDLE),
+            job("two experts resumed", experts=4, epochs=1, checkpoint=middle("two experts")),
+            job("two half", storage={"weights": "float16"}, outputs="float16", epochs=1),
+            job("two background", save_after=MIDDLE, background=True),
+            job("two background resumed", checkpoint=middle("two background"), background=True),
             job("two table_wise from row_wise", sharding="table_wise", checkpoint=middle("one")),
         ],
     )
+    launch(4, [job("four", save_after=MIDDLE, epochs=1)])
     launch(
         1,
         [
@@ -127,6 +135,15 @@ def test_adagrad_in_two_processes_equals_one(runs, tmp_path, name):
     )
 
 
+def test_four_processes_equal_one(runs):
+    four, one = losses(runs / "four"), losses(runs / "one")
+    assert four == pytest.approx({step: one[step] for step in four}, rel=1e-5)
+    stored = [StoredTensors(runs / name / "middle.ckpt") for name in ("four", "one")]
+    assert max(map(stored[0].pieces, stored[0].names)) == 4
+    whole = [{name: each.read(name) for name in each.names} for each in stored]
+    check_close(*whole)
+
+
 def test_a_checkpoint_fits_another_sharding(runs, tmp_path):
     check_close(tensors(runs / "two table_wise from row_wise", tmp_path), tensors(runs / "one", tmp_path))
 
@@ -142,7 +159,39 @@ def test_sparse_experts_in_two_processes_equal_one(runs, tmp_path):
     check_close(two, one)
 
 
-@pytest.mark.parametrize(("resumed", "whole"), [("one resumed", "one"), ("two resumed", "two"), ("one again", "one")])
+def test_half_precision_tables_in_two_processes_equal_one(runs, tmp_path):
+    one, two = tensors(runs / "one half", tmp_path), tensors(runs / "two half", tmp_path)
+    tables = [name for name in one if ".collections." in name and name.endswith(".weight")]
+    assert {one[name].dtype for name in tables} == {torch.float16}
+    assert losses(runs / "one half") != losses(runs / "one")
+    assert losses(runs / "two half") == pytest.approx(losses(runs / "one half"), rel=1e-4)
+    for name, value in one.items():  # float16 has 11 bits, and rounds each update
+        torch.testing.assert_close(two[name].float(), value.float(), rtol=1e-2, atol=2e-3)
+
+
+def test_bounded_row_gradients_change_the_run(runs, tmp_path):
+    one, clipped = losses(runs / "one"), losses(runs / "one clipped")
+    assert clipped[1] == one[1]
+    assert clipped[8] != pytest.approx(one[8], rel=1e-5)
+
+
+def test_checkpoints_written_in_the_background_change_nothing(runs, tmp_path):
+    for name in ("middle", "end"):
+        a, b = (StoredTensors(runs / run / f"{name}.ckpt") for run in ("two background", "two"))
+        assert a.names == b.names
+        assert [key for key in a.names if not torch.equal(a.read(key), b.read(key))] == []
+
+
+@pytest.mark.parametrize(
+    ("resumed", "whole"),
+    [
+        ("one resumed", "one"),
+        ("two resumed", "two"),
+        ("one again", "one"),
+        ("two background resumed", "two"),
+        ("two experts resumed", "two experts"),
+    ],
+)
 def test_resumed_in_the_middle_of_an_epoch_is_bitwise_equal(runs, tmp_path, resumed, whole):
     check_bitwise(tensors(runs / resumed, tmp_path), tensors(runs / whole, tmp_path))
     after = losses(runs / resumed)

@@ -29,6 +29,7 @@ from laser.train.placement import Sharding
 from laser.train.predictions import PredictionWriter
 from laser.train.schedule import Schedule
 from laser.train.strategy import TorchRecStrategy
+from laser.train.table_storage import Storage, TableStorage
 from laser.train.warm_start import WarmStart
 
 NETWORK = {
@@ -87,7 +88,7 @@ def run(job: dict) -> None:
     watch = Watch(job)
     module = CTRModule(
         partial(Laser, **NETWORK, experts=job.get("experts", 0)),
-        TableOptimizer(name=job.get("optimizer", "adagrad"), max_gradient=job.get("max_gradient")),
+        TableOptimizer(name=job.get("optimizer", "adagrad"), **job.get("table_options", {})),
         DenseOptimizer(learning_rate=0.01, weight_decay=job.get("weight_decay", 0.0)),
         warm_up_steps=job.get("warm_up", WARM_UP),
         schedule=Schedule(**job.get("schedule", {})),
@@ -97,9 +98,19 @@ def run(job: dict) -> None:
     )
     data = CTRDataModule(job["data"], batch_size=job["batch_size"], max_history=MAX_HISTORY, seed=5)
     trainer = pl.Trainer(
-        accelerator="cpu",
+        accelerator=job.get("accelerator", "cpu"),
         devices=WORLD_SIZE,
-        strategy=TorchRecStrategy(Sharding(default=job.get("sharding", "row_wise")), timeout_seconds=60),
+        strategy=TorchRecStrategy(
+            Sharding(default=job.get("sharding", "row_wise")),
+            Storage(
+                default=TableStorage(**job.get("storage", {})),
+                outputs=job.get("outputs", "float32"),
+                stochastic_rounding=job.get("stochastic_rounding", True),
+            ),
+            save_in_background=job.get("background", False),
+            timeout_seconds=60,
+        ),
+        precision=job.get("precision", "32-true"),
         max_epochs=job.get("epochs", 2),
         gradient_clip_val=CLIP,
         logger=False,
@@ -188,6 +199,7 @@ def main() -> None:
     for job in json.loads(Path(sys.argv[1]).read_text()):
         Path(job["folder"]).mkdir(parents=True, exist_ok=True)
         (by_hand if job.get("by_hand") else run)(job)
+        (Path(job["folder"]) / "done").touch()
 
 
 if __name__ == "__main__":

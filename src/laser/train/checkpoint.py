@@ -62,20 +62,35 @@ def live_tensors(model: nn.Module, optimizer: SparseDenseOptimizer | None) -> di
     return tensors
 
 
-def save(path: Path | str, tensors: dict[str, Any], trainer_state: dict[str, Any], facts: dict[str, Any]) -> None:
-    """Write a checkpoint; every process of the default group, if there is one, calls it.
+def packed(trainer_state: dict[str, Any]) -> bytes:
+    """Lightning's own state as the bytes of ``trainer.pt``: a copy that later changes do not reach."""
+    out = io.BytesIO()  # written to a file at once, torch.save would tell of a full disk as a fault of its own
+    torch.save(trainer_state, out)
+    return out.getvalue()
+
+
+def save(
+    path: Path | str,
+    tensors: dict[str, Any],
+    trainer_state: dict[str, Any] | bytes,
+    facts: dict[str, Any],
+    group: dist.ProcessGroup | None = None,
+) -> None:
+    """Write a checkpoint; every process of the group, if there is one, calls it.
 
     Args:
         path: directory to write or replace.
         tensors: what ``live_tensors`` returns.
-        trainer_state: Lightning's own state: numbers, strings, tensors and containers of them.
+        trainer_state: Lightning's own state: numbers, strings, tensors and containers of them; or ``packed`` of it.
         facts: what must agree when it is loaded; see ``load``.
+        group: of all processes; ``None`` is the default group.
 
     Raises:
         ValueError: when the disk is full or the folder cannot be written; the previous checkpoint stays.
     """
     path = Path(path)
     temporary = path.with_name(f"{path.name}.tmp")
+    state = trainer_state if isinstance(trainer_state, bytes) else packed(trainer_state)
 
     def begin() -> None:
         if (aside := existing(path)) != path:
@@ -84,11 +99,9 @@ def save(path: Path | str, tensors: dict[str, Any], trainer_state: dict[str, Any
         temporary.mkdir(parents=True)
 
     def finish() -> None:
-        state = io.BytesIO()  # written to a file at once, torch.save would tell of a full disk as a fault of its own
-        torch.save(trainer_state, state)
-        whole = {TRAINER: google_crc32c.value(state.getvalue())}
+        whole = {TRAINER: google_crc32c.value(state)}
         whole[INDEX] = google_crc32c.value((temporary / INDEX).read_bytes())
-        (temporary / TRAINER).write_bytes(state.getvalue())
+        (temporary / TRAINER).write_bytes(state)
         content = {"format": FORMAT, **facts, "versions": versions(), "checksums": whole}
         (temporary / FACTS).write_text(json.dumps(content, indent=1))
         for name in (TRAINER, FACTS):
@@ -97,11 +110,12 @@ def save(path: Path | str, tensors: dict[str, Any], trainer_state: dict[str, Any
         replace_directory(temporary, path)
 
     try:
-        _on_first_rank(begin)
+        _on_first_rank(begin, group)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process alone, knowingly
-            dcp.save(tensors, storage_writer=TensorWriter(temporary), no_dist=not dist.is_initialized())
-        _on_first_rank(finish)
+            alone = not dist.is_initialized()
+            dcp.save(tensors, storage_writer=TensorWriter(temporary), process_group=group, no_dist=alone)
+        _on_first_rank(finish, group)
     except (OSError, dcp.api.CheckpointException) as error:
         raise ValueError(
             f"could not write checkpoint {path} ({first_cause(error)}); the previous one, if any, is untouched: make "
@@ -233,7 +247,7 @@ def _check_shapes(path: Path, wanted: dict[str, Any], index: Metadata) -> None:
             )
 
 
-def _on_first_rank(action: Callable[[], None]) -> None:
+def _on_first_rank(action: Callable[[], None], group: dist.ProcessGroup | None) -> None:
     """Run ``action`` on rank 0 while the others wait; its failure is raised on every rank."""
     if not dist.is_initialized():
         return action()
@@ -243,6 +257,6 @@ def _on_first_rank(action: Callable[[], None]) -> None:
             action()
         except OSError as error:
             outcome = [error]
-    dist.broadcast_object_list(outcome)
+    dist.broadcast_object_list(outcome, group=group)
     if outcome[0] is not None:
         raise outcome[0]

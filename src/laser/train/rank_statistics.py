@@ -20,13 +20,14 @@ class RankStatistics(Callback):
 
     Of each process, over its training steps without the first five and without validation: ``samples``, ``events`` and
     ``milliseconds`` of a step, ``waiting_milliseconds`` between the end of a step and the beginning of the next (for
-    data, logging and checkpoints), and the largest memory that was in use.
+    data, logging and checkpoints), ``saving_seconds`` of the whole run, and the largest memory that was in use.
     """
 
     skipped_steps = 5
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start counting."""
+        self.strategy: Any = trainer.strategy
         self.steps, self.samples, self.events, self.seconds, self.waited = -self.skipped_steps, 0, 0, 0.0, 0.0
         self.ended: float | None = None
 
@@ -74,6 +75,7 @@ class RankStatistics(Callback):
             "events": self.events / steps,
             "milliseconds": 1000 * self.seconds / steps,
             "waiting_milliseconds": 1000 * self.waited / steps,
+            "saving_seconds": self.strategy.saving_seconds,
             "peak_memory_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
         }
         if torch.cuda.is_available():

@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,13 +23,14 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.plugins import CheckpointIO, ClusterEnvironment, Precision
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
-from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from torch import Tensor
 from torch.distributed.constants import default_pg_timeout
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from laser.train import checkpoint as checkpoints
+from laser.train.background_saving import BackgroundSaver, check_links
 from laser.train.callbacks import write_json
 from laser.train.failures import Heartbeat, PatientLauncher, ProcessLost, say_lost, tells_of_a_loss
 from laser.train.loggers import write_rows
@@ -51,6 +55,8 @@ if TYPE_CHECKING:
     from laser.train.module import CTRModule
 
 META = torch.device("meta")
+FAREWELL_SECONDS = 60.0
+"""How long a run that ends with an error waits for a checkpoint that is being written."""
 ROWS_AT_A_TIME = 1 << 20
 """Initial rows drawn at once, to bound the memory beside the table itself."""
 
@@ -61,6 +67,8 @@ class TorchRecStrategy(DDPStrategy):
     Args:
         sharding: how tables are spread over the processes.
         storage: number format and memory of the tables.
+        save_in_background: write checkpoints while training goes on; each process needs host memory for a copy of what
+            it saves.
         timeout_seconds: how long a process waits for another in a collective before it fails.
         accelerator: set by the trainer.
         parallel_devices: set by the trainer.
@@ -74,6 +82,7 @@ class TorchRecStrategy(DDPStrategy):
         self,
         sharding: Sharding | None = None,
         storage: Storage | None = None,
+        save_in_background: bool = False,
         timeout_seconds: float = 1800.0,
         accelerator: pl.accelerators.Accelerator | None = None,
         parallel_devices: list[torch.device] | None = None,
@@ -93,6 +102,10 @@ class TorchRecStrategy(DDPStrategy):
         )
         self.sharding = sharding or Sharding()
         self.storage = storage or Storage()
+        self.save_in_background = save_in_background
+        self.saver: BackgroundSaver | None = None
+        self.saving_seconds = 0.0
+        """How long training stood still for checkpoints."""
         self.heartbeat: Heartbeat | None = None
 
     @property
@@ -141,6 +154,9 @@ class TorchRecStrategy(DDPStrategy):
             ProcessLost: in that case.
         """
         super().on_exception(exception)
+        if not tells_of_a_loss(exception) and self.saver is not None:
+            with suppress(Exception):  # the error that ends the run is the one to report
+                self.saver.wait(FAREWELL_SECONDS)
         if self.world_size == 1:
             return
         if not tells_of_a_loss(exception):
@@ -163,6 +179,10 @@ class TorchRecStrategy(DDPStrategy):
             if self.global_rank == 0:
                 print(f"laser: weights of {self.module.warm_start.checkpoint}: {outcome}")
                 write_json(Path(trainer.default_root_dir) / "warm_start.json", asdict(outcome))
+        if self.save_in_background and trainer.state.fn == TrainerFn.FITTING:
+            check_links(trainer)
+            group: Any = dist.new_group(backend="gloo")
+            self.saver = BackgroundSaver(group)
         super().setup(trainer)
 
     @torch.no_grad()
@@ -219,12 +239,38 @@ class TorchRecStrategy(DDPStrategy):
         self, checkpoint: dict[str, Any], filepath: str | Any, storage_options: Any | None = None
     ) -> None:
         """Write a checkpoint directory; collective."""
-        write_rows(self.module.trainer)
+        began = time.perf_counter()
+        trainer = self.module.trainer
+        write_rows(trainer)
         checkpoint["random"] = random_states()
-        if validation_is_due(self.module.trainer):
+        if validation_is_due(trainer):
             move_to_validation(checkpoint["loops"])
         facts = self.module.checkpoint_facts()
-        checkpoints.save(filepath, self._tensors(facts["step"]), checkpoint, facts)
+        if self.saver is not None and trainer.state.status == TrainerStatus.RUNNING:
+            key = (trainer.global_step, trainer.state.stage, checkpoints.packed(checkpoint.get("loops", {})))
+            self.saver.save(filepath, partial(self._tensors, facts["step"]), checkpoint, facts, key)
+        else:
+            checkpoints.save(filepath, self._tensors(facts["step"]), checkpoint, facts)
+        self.saving_seconds += time.perf_counter() - began
+
+    def remove_checkpoint(self, filepath: str | Any) -> None:
+        """Remove an old checkpoint, when those that replace it are written."""
+        if self.saver is not None:
+            self.saver.remove(partial(super().remove_checkpoint, filepath))
+        else:
+            super().remove_checkpoint(filepath)
+
+    def on_train_end(self) -> None:
+        """Wait for checkpoints that are being written.
+
+        Raises:
+            ValueError: when one could not be written.
+        """
+        super().on_train_end()
+        if self.saver is not None:
+            began = time.perf_counter()
+            self.saver.wait()
+            self.saving_seconds += time.perf_counter() - began
 
     def load_checkpoint(self, checkpoint_path: str | Any, weights_only: bool | None = None) -> dict[str, Any]:
         """Read a checkpoint directory into the live tensors and return its metadata; collective."""
@@ -242,6 +288,9 @@ class TorchRecStrategy(DDPStrategy):
         """Let go of a model that was never filled, so that the error which left it so is the one reported."""
         if self._lightning_module is not None and any(p.device == META for p in self._lightning_module.parameters()):
             self._lightning_module = None
+        if self.saver is not None:
+            self.saver.end()
+            self.saver = None
         if self.heartbeat is not None:
             self.heartbeat.end()
             self.heartbeat = None
