@@ -98,7 +98,7 @@ class Runs:
     def middle(self, name: str) -> str:
         return str(self.root / name / "middle.ckpt")
 
-    def launch(self, world_size: int, jobs: list[dict[str, Any]], limit: float = 150.0) -> None:
+    def launch(self, world_size: int, jobs: list[dict[str, Any]], limit: float = 1e9) -> None:
         """Run jobs in order; when one fails the processes are started again for those after it."""
         while jobs and self.checks.left > 15:
             errors = self._start(world_size, jobs, min(limit, self.checks.left - 5))
