@@ -67,6 +67,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, small: list[str]) -> Path:
         for verb in ("fit", "test"):
             options = ["--trainer.default_root_dir", str(root / name), "--trainer.devices", str(processes)]
             options += ["--profile", "3"] if name == "two" and verb == "fit" else []
+            options += ["--gates"] if name != "second" and verb == "test" else []
             done = laser(verb, *small, *options)
             assert done.returncode == 0, done.stderr[-3000:]
     return root
@@ -122,7 +123,37 @@ def test_a_run_leaves_its_files(runs):
     for name in (*expected, "checkpoints/best.ckpt/facts.json", "checkpoints/last.ckpt/facts.json"):
         assert (runs / "first" / name).exists(), name
     assert not list((runs / "first").rglob("*.tmp"))
-    assert len(list((runs / "two" / "predictions").iterdir())) == 1
+    written = sorted(path.name for path in (runs / "two" / "predictions").iterdir())
+    assert written == ["test.parquet", "test_gates.parquet"]
+
+
+def test_gates_of_every_event_whatever_the_processes(runs, prepared):
+    import numpy as np
+    import pyarrow.parquet as pq
+
+    from laser.data.prepared import PreparedData
+    from laser.data.segmented import segmented_histories
+
+    one, two = (pq.read_table(runs / name / "predictions" / "test_gates.parquet") for name in ("first", "two"))
+    predictions = pq.read_table(runs / "first" / "predictions" / "test.parquet")
+    assert one.select(predictions.column_names) == predictions
+    exact = [name for name in one.column_names if not name.startswith("gates") and name != "probability"]
+    assert one.select(exact) == two.select(exact)
+    with PreparedData(prepared) as data:
+        user, time = one["user"].to_numpy(), one["timestamp"].to_numpy()
+        seen = segmented_histories(data, user, time, width=3, max_history=12)
+        whole = segmented_histories(data, user, time, width=3)
+    assert one["earlier_events"].to_pylist() == np.diff(whole.off_R1).tolist()
+    assert one["history_length"].to_pylist() == np.diff(seen.off_R1).tolist()
+    for name in ("item", "rating"):
+        assert np.array_equal(one[f"event_{name}"].combine_chunks().flatten(), seen.values[name])
+    times = np.repeat(time, np.diff(seen.off_R1)) - seen.values["timestamp"]
+    assert np.array_equal(one["age_seconds"].combine_chunks().flatten(), times)
+    assert one["segment_ends"][-1].as_py()[-1] == one["history_length"][-1].as_py()
+    gates = [np.stack([t[f"gates_{h}"].combine_chunks().flatten() for h in (0, 1)]) for t in (one, two)]
+    np.testing.assert_allclose(*gates, atol=2e-3)
+    statistics = json.loads((runs / "first" / "gates.json").read_text())
+    np.testing.assert_allclose(gates[0].astype(float).mean(1), statistics["mean"], rtol=1e-3)
 
 
 def test_a_resumed_run_continues_its_metrics(runs, small, tmp_path):
@@ -144,13 +175,27 @@ def test_predict_and_validate(runs, small, prepared):
     options = ["--trainer.default_root_dir", folder, "--data.predict_split", "val"]
     assert laser("predict", *small, *options).returncode == 0
     table = pq.read_table(folder / "predictions" / "val.parquet")
-    names = ["row", "user", "item", "timestamp", "label", "probability", "history_length"]
+    names = ["row", "user", "item", "timestamp", "label", "probability", "history_length", "earlier_events"]
     assert table.column_names == names
     source = pq.read_table(prepared / "samples" / "val")
     for name, column in (("user", "user"), ("item", "item"), ("timestamp", "timestamp"), ("label", "click")):
         assert table[name].to_pylist() == source[column].to_pylist(), name
     assert all(0 < p < 1 for p in table["probability"].to_pylist())
     assert (folder / "metrics.csv").read_bytes() == before
+
+
+def test_the_network_of_a_run_of_two_processes_is_loaded_by_one(runs, prepared):
+    import numpy as np
+    import pyarrow.parquet as pq
+
+    from laser.data.prepared import PreparedData
+    from laser.train.masking import masked_predictions
+
+    with PreparedData(prepared) as data:
+        found = masked_predictions(runs / "two", data, samples=50)
+    predictions = pq.read_table(runs / "two" / "predictions" / "test.parquet")
+    probability = predictions["probability"].to_numpy()[found["row"]]
+    np.testing.assert_allclose(1 / (1 + np.exp(-found["logit"])), probability, atol=1e-5)
 
 
 @pytest.fixture(scope="session")
@@ -191,6 +236,7 @@ def mistakes(runs: Path, small: list[str], prepared: Path, tmp_path_factory) -> 
         "type": ["fit", *small, "--data.batch_size", "many"],
         "model type": ["fit", *small, "--model.network.init_args.width", "wide"],
         "trainer": ["fit", *small, *run, "--trainer.accelerator", "mps"],
+        "gates": ["fit", *small, "--gates"],
         "range": ["fit", *small, "--data.batch_size", "0"],
         "data path": ["fit", *small, "--data.path", str(root / "nowhere")],
         "schema version": ["fit", *small, "--data.path", str(other)],
@@ -234,6 +280,7 @@ def mistakes(runs: Path, small: list[str], prepared: Path, tmp_path_factory) -> 
         ("type", ["batch_size", "many"]),
         ("model type", ["model.network.width", "int", "wide"]),
         ("trainer", ["MPS"]),
+        ("gates", ["--gates", "laser test", "laser fit"]),
         ("range", ["batch_size", "0", "at least 1"]),
         ("data path", ["nowhere", "laser-prep"]),
         ("schema version", ["version 9", "version 1"]),

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from laser.train.gate_statistics import BINS, RECENCY_EDGES, GateStatistics
+from laser.train import gate_statistics
+from laser.train.gate_statistics import BINS, RECENCY_EDGES, GateStatistics, sample_chunks
 
 
 def slow(samples: list[np.ndarray], width: int, heads: int) -> dict:
@@ -61,3 +62,30 @@ def test_nothing_and_reset() -> None:
     assert (found["heads"], found["events"], found["mean"]) == (2, 0, [None, None])
     statistics.reset()
     assert statistics.compute() == {}
+
+
+def test_memory_is_bounded_and_the_result_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch is looked at in runs of samples, of which only a single long sample may exceed the bound."""
+    generator = torch.Generator().manual_seed(0)
+    lengths = [0, 3, 40, 0, 7, 5, 12, 0, 0]
+    offsets = torch.tensor([0, *np.cumsum(lengths)])
+    gates = torch.rand(sum(lengths), 2, generator=generator)
+    whole = GateStatistics()
+    whole.update(gates, offsets, 10)
+    monkeypatch.setattr(gate_statistics, "CHUNK_EVENTS", 15)
+    sizes = []
+    add = GateStatistics._add
+    monkeypatch.setattr(GateStatistics, "_add", lambda self, g, o, w: (sizes.append(len(g)), add(self, g, o, w)))
+    parts = GateStatistics()
+    parts.update(gates, offsets, 10)
+    assert sizes == [3, 40, 12, 12]
+    assert parts.compute() == whole.compute()
+
+
+@pytest.mark.parametrize("lengths", [[], [0], [0, 0], [5], [20, 0, 20], [4, 4, 4, 0]])
+def test_chunks_are_everything_once(lengths: list[int]) -> None:
+    offsets = np.array([0, *np.cumsum(lengths)], np.int64)
+    found = list(sample_chunks(offsets, 8))
+    assert [sample for samples, _ in found for sample in range(samples.start, samples.stop)] == [*range(len(lengths))]
+    assert [event for _, events in found for event in range(events.start, events.stop)] == [*range(sum(lengths))]
+    assert all(e.stop - e.start <= 8 or s.stop - s.start == 1 for s, e in found)

@@ -17,10 +17,14 @@ class Gates:
     Args:
         gate_EH: one gate per event and head, in (0, 1); events of a sample oldest first, samples in batch order.
         event_off_B1: int64 offsets of the samples in ``gate_EH``.
+        segment_width: events of a segment; segments are anchored at a sample's newest event.
+        kind: "sigmoid", or "softmax" when these are weights that sum to 1 over a segment.
     """
 
     gate_EH: Tensor
     event_off_B1: Tensor
+    segment_width: int
+    kind: str
 
 
 @dataclass(frozen=True)

@@ -115,6 +115,7 @@ class SegmentedTargetAttention(nn.Module):
         return_gates: bool,
         on_host: tuple[Tensor, Tensor] | None,
     ) -> tuple[Tensor, Tensor, Gates | None]:
+        pooled: tuple[Tensor, ...]
         if self.gate == "softmax":
             pooled = segmented_softmax_attention(x_TD, off_U1, query_BHD, history_of_B, self.segment_width, on_host)
         else:
@@ -128,7 +129,9 @@ class SegmentedTargetAttention(nn.Module):
                 return_gates=return_gates,
                 on_host=on_host,
             )
-        return pooled[0], pooled[1], Gates(*pooled[2:]) if return_gates else None
+        if not return_gates:
+            return pooled[0], pooled[1], None
+        return pooled[0], pooled[1], Gates(pooled[2], pooled[3], self.segment_width, self.gate)
 
     def _sizes(self, off_U1: Tensor, history_of_B: Tensor, seg_off_B1: Tensor, like_GHD: Tensor) -> Tensor:
         """Events in each segment: all of them full, but for the oldest of a sample."""

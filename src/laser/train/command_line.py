@@ -62,6 +62,11 @@ class LaserCLI(LightningCLI):
             default=0,
             help="training steps to profile, after the first five; writes profile/ in the run's folder",
         )
+        parser.add_argument(
+            "--gates",
+            action="store_true",
+            help="of test and predict: also write predictions/SPLIT_gates.parquet, the gates of every event",
+        )
         parser.link_arguments("seed_everything", "model.seed", compute_fn=_seed)
         parser.link_arguments("seed_everything", "data.seed", compute_fn=_seed)
 
@@ -69,6 +74,10 @@ class LaserCLI(LightningCLI):
         """Resolve everything that lies in the run's folder."""
         assert self.subcommand is not None
         config = self.config[self.subcommand]
+        if config.gates and self.subcommand not in ("test", "predict"):
+            raise ValueError(
+                f"--gates is for laser test and laser predict; laser {self.subcommand} writes no predictions"
+            )
         run = Path(config.trainer.default_root_dir or "runs/run")
         config.trainer.default_root_dir = str(run)
         warm = config.model.warm_start is not None
@@ -80,7 +89,7 @@ class LaserCLI(LightningCLI):
         else:
             config.trainer.logger = False  # logs tell of training; an evaluation writes its own files
         _place_in_run(config.trainer, run, first_step)
-        callbacks: list[Callback] = [Throughput(), RankStatistics(), PredictionWriter(), RunRecord()]
+        callbacks: list[Callback] = [Throughput(), RankStatistics(), PredictionWriter(config.gates), RunRecord()]
         if config.profile and self.subcommand == "fit":
             callbacks.append(StepProfile(config.profile))
         if config.trainer.enable_progress_bar is not False:

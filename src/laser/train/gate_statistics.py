@@ -6,6 +6,7 @@ packed; R recency buckets; N histogram bins.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ BINS = 20
 CLOSED, OPEN = 0.05, 0.95
 UNIT = 2**20
 """Gates are added as multiples of 2**-20, so that sums are integers and do not depend on order or processes."""
+CHUNK_EVENTS = 1 << 20
+"""Events looked at in one go: some 200 MB of intermediate values with two heads, whatever the batch holds."""
 
 
 class GateStatistics:
@@ -41,8 +44,12 @@ class GateStatistics:
             event_off_B1: int64 offsets of the samples' events.
             width: events of a segment; segments are anchored at the newest event.
         """
-        gate_EH = gate_EH.detach().float()
         self.heads, self.width = gate_EH.shape[1], width
+        for samples, events in sample_chunks(event_off_B1.cpu().numpy(), CHUNK_EVENTS):
+            off_B1 = event_off_B1[samples.start : samples.stop + 1]
+            self._add(gate_EH[events].detach().float(), off_B1 - off_B1[0], width)
+
+    def _add(self, gate_EH: Tensor, event_off_B1: Tensor, width: int) -> None:
         length_B = event_off_B1.diff()
         sample_E = torch.repeat_interleave(length_B, output_size=len(gate_EH))
         back_E = event_off_B1[sample_E + 1] - 1 - torch.arange(len(gate_EH), device=gate_EH.device)
@@ -72,6 +79,20 @@ class GateStatistics:
             return {}
         counts = np.sum([part[2:] for part in parts if len(part) > 2] or [_empty(heads)], axis=0)
         return _describe(counts, heads, width)
+
+
+def sample_chunks(event_off_B1: np.ndarray, events: int) -> Iterator[tuple[slice, slice]]:
+    """Cut packed samples into runs of at most ``events`` events, or of one sample that has more by itself.
+
+    Returns:
+        Per run the slice of its samples and that of its events; together they are all of them, none without samples.
+    """
+    first, count = 0, len(event_off_B1) - 1
+    while first < count:
+        fits = int(np.searchsorted(event_off_B1, event_off_B1[first] + events, side="right")) - 1
+        last = max(fits, first + 1)
+        yield slice(first, last), slice(int(event_off_B1[first]), int(event_off_B1[last]))
+        first = last
 
 
 def _empty(heads: int) -> np.ndarray:

@@ -17,6 +17,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from laser.batch import Batch
 from laser.model.embeddings import initial_rows
+from laser.model.output import ModelOutput
 from laser.model.rankmixer import SparseFeedForward
 from laser.schema import Schema
 from laser.train.average import Average, WeightAverage
@@ -68,6 +69,8 @@ class CTRModule(pl.LightningModule):
         self.warm_start = warm_start
         self.metrics = CTRMetrics()
         self.gates = GateStatistics()
+        self.keep_gates = False
+        """Steps of test and predict also return the gates; set by whoever writes them (``laser.train.gate_writer``)."""
         self.validation: dict[str, float] = {}
         """Metrics of the latest validation; kept in checkpoints, so that a test can report them."""
         self.test: dict[str, float] = {}
@@ -179,22 +182,26 @@ class CTRModule(pl.LightningModule):
     on_test_start, on_test_end = on_validation_start, on_validation_end
     on_predict_start, on_predict_end = on_validation_start, on_validation_end
 
-    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Collect metrics and gate statistics; the returned columns go to the predictions file."""
         output = self.network(batch, return_gates=True)
         self.metrics.update(output.logit_B, batch.label_B, batch.user_B)
         if output.gates is not None and len(batch):
-            attention: Any = self.network.sta
-            self.gates.update(output.gates.gate_EH, output.gates.event_off_B1, attention.segment_width)
-        return prediction_columns(batch, output.logit_B)
+            self.gates.update(output.gates.gate_EH, output.gates.event_off_B1, output.gates.segment_width)
+        return self._step_outputs(batch, output)
 
     def on_test_epoch_end(self) -> None:
         """Log ``test/*``."""
         self.test = self._finish("test")
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Columns of the predictions file."""
-        return prediction_columns(batch, self.network(batch).logit_B)
+        return self._step_outputs(batch, self.network(batch, return_gates=self.keep_gates))
+
+    def _step_outputs(self, batch: Batch, output: ModelOutput) -> dict[str, Any]:
+        """Columns of the predictions file, and under ``gates`` the gates if they are kept."""
+        outputs: dict[str, Any] = prediction_columns(batch, output.logit_B)
+        return outputs | {"gates": output.gates} if self.keep_gates else outputs
 
     def _finish(self, stage: str) -> dict[str, float]:
         values = {name: float(value) for name, value in self.metrics.compute().items()}
