@@ -15,7 +15,7 @@ that sees them; G segments, packed per sample, oldest first; H heads; D width.
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -115,7 +115,7 @@ class SegmentedTargetAttention(nn.Module):
         return_gates: bool,
         on_host: tuple[Tensor, Tensor] | None,
     ) -> tuple[Tensor, Tensor, Gates | None]:
-        pooled: tuple[Tensor, ...]
+        pooled: Any  # two tensors, four with gates
         if self.gate == "softmax":
             pooled = segmented_softmax_attention(x_TD, off_U1, query_BHD, history_of_B, self.segment_width, on_host)
         else:
