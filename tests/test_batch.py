@@ -27,12 +27,17 @@ def batch() -> Batch:
         history_key_U=torch.tensor([-1, 1]),
         step=3,
         global_size=6,
+        distinct={"item": torch.tensor([1, 2, 7, 8, 9])},
+        place={"item": torch.tensor([0, 1, 1, 0, 1, 2, 3, 4], dtype=torch.int32)},
     )
+
+
+DICTS = ("history", "target", "context", "distinct", "place")
 
 
 def tensors(batch: Batch) -> dict[str, torch.Tensor]:
     found = {name: getattr(batch, name) for name in TENSORS}
-    for name in ("history", "target", "context"):
+    for name in DICTS:
         found |= {f"{name}.{key}": tensor for key, tensor in getattr(batch, name).items()}
     return found
 
@@ -54,7 +59,7 @@ def test_map_reaches_every_tensor_and_leaves_the_original(batch):
 
 def test_no_field_is_forgotten(batch):
     """A tensor added to Batch must be named in this test, so that map, to and pin_memory are known to reach it."""
-    others = {"history", "target", "context", "step", "global_size", "on_host"}
+    others = {*DICTS, "step", "global_size", "on_host"}
     assert {field.name for field in fields(Batch)} == {*TENSORS, *others}
 
 

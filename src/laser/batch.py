@@ -14,7 +14,7 @@ Three samples of two distinct histories, of 2 and 3 events, oldest event first::
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -56,6 +56,11 @@ class Batch:
     """Position of this batch in the run (epochs times batches an epoch, plus position)."""
     global_size: int
     """Samples of this step over all processes; the loss is a mean over them."""
+    distinct: dict[str, Tensor] = field(default_factory=dict)
+    """Per table int64 ids that the batch looks up, each once, ascending. Empty: the model finds them itself."""
+    place: dict[str, Tensor] = field(default_factory=dict)
+    """Per table int32 positions in ``distinct`` of all its ids: fields of history, target, context, in schema order,
+    each flattened."""
     on_host: tuple[Tensor, Tensor] | None = None
     """``off_U1`` and ``history_of_B`` in host memory, where ``to`` left them: sizes are read there without waiting for
     a device."""
@@ -71,12 +76,12 @@ class Batch:
     def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
         """A batch with ``function`` applied to every tensor."""
         changes: dict[str, Any] = {}
-        for field in fields(self):
-            value = getattr(self, field.name)
+        for part in fields(self):
+            value = getattr(self, part.name)
             if isinstance(value, Tensor):
-                changes[field.name] = function(value)
+                changes[part.name] = function(value)
             elif isinstance(value, dict):
-                changes[field.name] = {name: function(tensor) for name, tensor in value.items()}
+                changes[part.name] = {name: function(tensor) for name, tensor in value.items()}
         return replace(self, **changes)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:

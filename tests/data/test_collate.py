@@ -81,7 +81,8 @@ def test_types(data):
     for name, value in vars(batch).items():
         for tensor in value.values() if isinstance(value, dict) else [value]:
             if isinstance(tensor, torch.Tensor):
-                assert tensor.dtype == (torch.float32 if name in floats else torch.int64), name
+                expected = torch.float32 if name in floats else torch.int32 if name == "place" else torch.int64
+                assert tensor.dtype == expected, name
                 assert tensor.is_contiguous(), name
 
 

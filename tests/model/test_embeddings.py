@@ -1,8 +1,10 @@
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
 
+from laser.data.distinct import distinct_ids
 from laser.model.embeddings import BLOCK_ROWS, TableEmbeddings, initial_rows
 
 
@@ -30,14 +32,27 @@ def naive(embeddings, feature, ids):
     return torch.stack(rows) if rows else torch.zeros(0, feature.width)
 
 
-@pytest.mark.parametrize("deduplicate", [False, True, None])
+def vectors(out) -> torch.Tensor:
+    return torch.cat([found.vectors() for found in out.history], -1)
+
+
+def with_distinct(schema, batch):
+    """The batch as the loader gives it: with the distinct ids of each table."""
+    parts = [{name: ids.numpy() for name, ids in ids.items()} for ids in (batch.history, batch.target, batch.context)]
+    found = [
+        {name: torch.from_numpy(ids) for name, ids in by_table.items()} for by_table in distinct_ids(schema, *parts)
+    ]
+    return replace(batch, distinct=found[0], place=found[1])
+
+
+@pytest.mark.parametrize("from_loader", [False, True])
 @pytest.mark.parametrize("stride", [1, 7, 1024])
-def test_every_feature_gets_its_own_rows(schema, batch, deduplicate, stride):
+def test_every_feature_gets_its_own_rows(schema, batch, from_loader, stride):
     batch.target["genre"][0] = 0
-    embeddings = TableEmbeddings(schema, deduplicate=deduplicate, stride=stride)
-    out = embeddings(batch)
+    embeddings = TableEmbeddings(schema, stride=stride)
+    out = embeddings(with_distinct(schema, batch) if from_loader else batch)
     for got, features, ids in (
-        (out.event_TE, embeddings.history, batch.history),
+        (vectors(out), embeddings.history, batch.history),
         (out.target_BE, embeddings.target, batch.target),
     ):
         torch.testing.assert_close(got, torch.cat([naive(embeddings, f, ids[f.name]) for f in features], -1))
@@ -46,19 +61,24 @@ def test_every_feature_gets_its_own_rows(schema, batch, deduplicate, stride):
     assert out.target_BE[0, 16:].abs().max() == 0
 
 
-def test_deduplication_changes_no_gradient(schema, batch):
-    grads = []
-    for deduplicate in (False, True):
-        embeddings = TableEmbeddings(schema, deduplicate=deduplicate)
-        out = embeddings(batch)
-        (out.event_TE.sin().sum() + out.target_BE.sin().sum() + sum(c.sin().sum() for c in out.context)).backward()
-        grads.append({name: p.grad for name, p in embeddings.named_parameters()})
-    for name, grad in grads[0].items():
-        torch.testing.assert_close(grads[1][name], grad, msg=name)
+def test_gradients_are_those_of_plain_look_ups(schema, batch):
+    embeddings = TableEmbeddings(schema)
+    out = embeddings(batch)
+    (vectors(out).sin().sum() + out.target_BE.sin().sum() + sum(c.sin().sum() for c in out.context)).backward()
+    got = {name: p.grad.clone() for name, p in embeddings.named_parameters()}
+    embeddings.zero_grad()
+    places = (
+        (embeddings.history, batch.history),
+        (embeddings.target, batch.target),
+        (embeddings.context, batch.context),
+    )
+    sum(naive(embeddings, f, ids[f.name]).sin().sum() for features, ids in places for f in features).backward()
+    for name, p in embeddings.named_parameters():
+        torch.testing.assert_close(got[name], p.grad, msg=name)
 
 
 def test_one_key_per_table_and_a_fixed_number_of_bags(schema, batch):
-    embeddings = TableEmbeddings(schema, stride=16, deduplicate=False)
+    embeddings = TableEmbeddings(schema, stride=16)
     seen = []
     for collection in embeddings.collections.values():
         collection.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
@@ -73,7 +93,7 @@ def test_one_key_per_table_and_a_fixed_number_of_bags(schema, batch):
 
 def test_empty_batch_keeps_its_shapes(schema, make_batch):
     out = TableEmbeddings(schema)(make_batch(schema, [], []))
-    assert out.event_TE.shape == (0, 32)
+    assert vectors(out).shape == (0, 32)
     assert out.target_BE.shape == (0, 24)
     assert [c.shape for c in out.context] == [(0, 8), (0, 8)]
 

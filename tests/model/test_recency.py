@@ -20,11 +20,12 @@ def test_age_buckets_at_their_borders():
     assert age_bucket(powers).tolist() == [math.floor(math.log2(1 + p / 60)) for p in powers.tolist()]
 
 
-def test_event_recency_adds_age_and_clipped_rank():
+def test_event_recency_is_of_age_and_clipped_rank():
     recency = EventRecency(4, ranks=2)
     age_T, rank_T = torch.tensor([600.0, 60.0, 1.0]), torch.tensor([2, 1, 0])
     expected = recency.age.weight[[3, 1, 0]] + recency.rank.weight[[1, 1, 0]]
-    torch.testing.assert_close(recency(torch.ones(3, 4), age_T, rank_T), 1 + expected)
+    (ages, age_row_T), (ranks, rank_row_T) = recency(age_T, rank_T)
+    torch.testing.assert_close(ages[age_row_T] + ranks[rank_row_T], expected)
 
 
 def test_segment_recency_counts_from_the_newest_of_each_sample():

@@ -12,6 +12,7 @@ import torch
 
 from laser.batch import Batch
 from laser.data.columns import check_ids
+from laser.data.distinct import distinct_ids
 from laser.data.prepared import PreparedData
 from laser.data.samples import Samples
 from laser.schema import Kind, names
@@ -50,13 +51,16 @@ class Collator:
         item_B = samples.item_N.astype(np.int64)
         history = self._with_side_info(item_T)
         history |= {f.name: events[f.name] for f in schema.of_kind(Kind.EVENT_SIDE)}
+        history = {name: history[name] for name in names(schema.history)}
+        target = self._with_side_info(item_B)
+        distinct, place = distinct_ids(schema, history, target, samples.context)
         age_T = _age_seconds(events, time_U, schema.timestamp.name, schema.seconds_per_tick)
         return Batch(
-            history={name: _ids(history[name]) for name in names(schema.history)},
+            history={name: _ids(ids) for name, ids in history.items()},
             off_U1=torch.from_numpy(events.offsets.astype(np.int64, copy=False)),
             age_T=torch.from_numpy(age_T),
             history_of_B=torch.from_numpy(history_of_B),
-            target={name: _ids(ids) for name, ids in self._with_side_info(item_B).items()},
+            target={name: _ids(ids) for name, ids in target.items()},
             context={name: _ids(ids) for name, ids in samples.context.items()},
             label_B=torch.from_numpy(samples.label_N.astype(np.float32)),
             user_B=torch.from_numpy(user_B),
@@ -65,6 +69,8 @@ class Collator:
             history_key_U=torch.from_numpy(history_keys(user_U, time_U)),
             step=step,
             global_size=global_size,
+            distinct={name: torch.from_numpy(ids) for name, ids in distinct.items()},
+            place={name: torch.from_numpy(places) for name, places in place.items()},
         )
 
     def _read(self, user_U: np.ndarray, time_U: np.ndarray) -> Ragged:

@@ -80,8 +80,8 @@ class _HashedDropout(nn.Module):
     def active(self) -> bool:
         return self.training and self.probability > 0.0
 
-    def scale(self, keep: Tensor, like: Tensor) -> Tensor:
-        return keep.to(like.dtype) / (1.0 - self.probability)
+    def scale(self, keep: Tensor, dtype: torch.dtype) -> Tensor:
+        return keep.to(dtype) / (1.0 - self.probability)
 
     def extra_repr(self) -> str:
         return f"probability={self.probability}"
@@ -95,12 +95,12 @@ class EventDropout(_HashedDropout):
 
     site = 1
 
-    def forward(self, x_TD: Tensor, history_key_T: Tensor, rank_T: Tensor, step: int) -> Tensor:
-        """Zero the rows of ``x_TD`` whose (step, history key, rank) hashes below p."""
+    def forward(self, history_key_T: Tensor, rank_T: Tensor, step: int) -> Tensor | None:
+        """Float32 factor of each event: 0 where (step, history key, rank) hashes below p; ``None`` where all are 1."""
         if not self.active:
-            return x_TD
+            return None
         keep_T = keep_mask(self.probability, scalar_hash(self.seed, self.site, step), history_key_T, rank_T)
-        return x_TD * self.scale(keep_T, x_TD)[:, None]
+        return self.scale(keep_T, torch.float32)
 
 
 class TokenDropout(_HashedDropout):
@@ -116,4 +116,4 @@ class TokenDropout(_HashedDropout):
         position_MD = torch.arange(elements, device=tokens_BMD.device).view(tokens_BMD.shape[1:])
         state = scalar_hash(self.seed, self.site, step)
         keep_BMD = keep_mask(self.probability, state, row_B[:, None, None], position_MD)
-        return tokens_BMD * self.scale(keep_BMD, tokens_BMD)
+        return tokens_BMD * self.scale(keep_BMD, tokens_BMD.dtype)

@@ -1,10 +1,11 @@
 """Embedding tables: TorchRec EmbeddingCollections grouped by width, one look-up per table and batch.
 
-All ids that look up a table (every history field on it, target, context) are concatenated into one vector, looked up
-once, and cut back per feature::
+All ids of a table (every history field on it, target, context) are looked up together, each distinct id once::
 
-    table "item":   history["item"] (T ids) | target["item"] (B ids)   ->  one KJT key, T + B rows
-    table "action": history["action"]                                  ->  one KJT key, T rows
+    table "item":   history["item"] (T ids) | target["item"] (B ids)   ->  one KJT key, R distinct ids
+    table "action": history["action"]                                  ->  one KJT key, R distinct ids
+
+A field is then the rows of its table and an index into them; nothing is copied per event here.
 
 Legend of shape suffixes: B samples; T history events, packed; K values of a multi-valued feature; N ids of one table;
 R distinct ids of it; W embedding width; E concatenated embedding widths.
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from laser.batch import Batch
+from laser.ops.gather_sum import gather_sum
 from laser.schema import Feature, Schema, Table
 from laser.versions import check_triple
 
@@ -31,9 +33,25 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor  # noqa: E402
 
 BLOCK_ROWS = 1024
 """Rows that share one seed: any shard draws its rows in whole blocks, so that sharding does not change them."""
-FEW_ROWS = 64
-"""Up to so many distinct ids, averages of multi-valued features are a product with their counts: on one core 4 ms
-instead of 32 for 30,000 x 6 genres of width 16, forward and backward."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a field's ids look up.
+
+    Args:
+        rows_RW: rows of the distinct ids of the field's table.
+        index: int32 position in them of each id, [N], or [N, K] of a multi-valued field.
+        weight: float32 [N, K] of a multi-valued field, which average the ids that are not 0; otherwise ``None``.
+    """
+
+    rows_RW: Tensor
+    index: Tensor
+    weight: Tensor | None
+
+    def vectors(self) -> Tensor:
+        """[N, W] embeddings, averaged where there are several; zero where all ids are 0."""
+        return gather_sum(self.rows_RW, columns(self.index), self.weight)
 
 
 @dataclass(frozen=True)
@@ -41,14 +59,19 @@ class Embedded:
     """Embeddings of one batch.
 
     Args:
-        event_TE: history fields, concatenated in schema order.
+        history: one entry per embedded history field, in schema order.
         target_BE: target fields, concatenated in schema order.
         context: one [B, W] tensor per embedded context field, in schema order.
     """
 
-    event_TE: Tensor
+    history: list[Found]
     target_BE: Tensor
     context: list[Tensor]
+
+
+def columns(index: Tensor) -> Tensor:
+    """[N] as [N, 1], [N, K] as it is."""
+    return index[:, None] if index.dim() == 1 else index
 
 
 def initial_rows(table_name: str, start: int, stop: int, width: int, seed: int, std: float) -> Tensor:
@@ -87,7 +110,6 @@ class TableEmbeddings(nn.Module):
         seed: of the initial rows.
         stride: number of bags over which the ids of a table are spread; any fixed number does, as long as it is the
             same on every process.
-        deduplicate: look up each id of a batch once per table; ``None``: on the CPU only.
 
     Raises:
         ValueError: when no feature of the history or of the target is embedded.
@@ -101,7 +123,6 @@ class TableEmbeddings(nn.Module):
         std: float = 0.02,
         seed: int = 0,
         stride: int = 1024,
-        deduplicate: bool | None = None,
     ) -> None:
         super().__init__()
         self.history, self.target, self.context = map(embedded, (schema.history, schema.target, schema.context))
@@ -112,7 +133,7 @@ class TableEmbeddings(nn.Module):
             )
         used = {feature.table for feature in self.history + self.target + self.context}
         self.tables = {name: table for name, table in schema.tables.items() if name in used}
-        self.std, self.seed, self.stride, self.deduplicate = std, seed, stride, deduplicate
+        self.std, self.seed, self.stride = std, seed, stride
         device = torch.device(table_device or "cpu")
         widths = sorted({table.width for table in self.tables.values()})
         self.collections = nn.ModuleDict({f"width_{width}": self._collection(width, device) for width in widths})
@@ -139,45 +160,40 @@ class TableEmbeddings(nn.Module):
             + [(feature, batch.target[feature.name]) for feature in self.target]
             + [(feature, batch.context[feature.name]) for feature in self.context]
         )
-        vectors = self._look_up(sources)
+        found = self._look_up(sources, batch)
         h, t = len(self.history), len(self.history) + len(self.target)
-        return Embedded(torch.cat(vectors[:h], dim=-1), torch.cat(vectors[h:t], dim=-1), vectors[t:])
+        target_BE = torch.cat([field.vectors() for field in found[h:t]], dim=-1)
+        return Embedded(found[:h], target_BE, [field.vectors() for field in found[t:]])
 
-    def _look_up(self, sources: list[tuple[Feature, Tensor]]) -> list[Tensor]:
-        """One [B, W] or [T, W] tensor per source; multi-valued ids averaged."""
+    def _look_up(self, sources: list[tuple[Feature, Tensor]], batch: Batch) -> list[Found]:
         by_table: dict[str, list[int]] = {name: [] for name in self.tables}
         for position, (feature, _) in enumerate(sources):
             by_table[str(feature.table)].append(position)
-        ids = {name: torch.cat([sources[p][1].flatten() for p in places]) for name, places in by_table.items()}
-        found: list[Tensor] = [torch.empty(0)] * len(sources)
-        for name, (rows, index) in self._rows(ids).items():
+        distinct, place = batch.distinct, batch.place
+        if not distinct:
+            pairs = {
+                name: torch.unique(torch.cat([sources[p][1].flatten() for p in places]), return_inverse=True)
+                for name, places in by_table.items()
+            }
+            distinct = {name: pair[0] for name, pair in pairs.items()}
+            place = {name: pair[1].int() for name, pair in pairs.items()}
+        found: list[Found | None] = [None] * len(sources)
+        for name, rows_RW in self._rows(distinct).items():
             places = by_table[name]
-            sizes = [sources[p][1].numel() for p in places]
-            if index is None:
-                for position, part in zip(places, rows.split(sizes)):
-                    found[position] = _average(sources[position][1], part)
-            else:
-                for position, part in zip(places, index.split(sizes)):
-                    found[position] = _average_of_distinct(sources[position][1], rows, part)
-        return found
+            parts = place[name].split([sources[p][1].numel() for p in places])
+            for position, part in zip(places, parts, strict=True):
+                ids = sources[position][1]
+                found[position] = Found(rows_RW, part.view_as(ids), _weights(ids))
+        return [field for field in found if field is not None]
 
-    def _rows(self, ids: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor | None]]:
-        """Per table the rows of its ids, in order and no index, or of its distinct ids and each id's index in them."""
-        index: dict[str, Tensor] = {}
-        if self._deduplicates(next(iter(ids.values()))):
-            for name, values in ids.items():
-                ids[name], index[name] = torch.unique(values, return_inverse=True)
+    def _rows(self, distinct: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Rows of the distinct ids of each table."""
         # Start every look-up before reading the first: sharded collections answer later, and so overlap.
         answers: list[tuple[list[str], Any]] = []
         for key, collection in self.collections.items():
             names = [name for name, table in self.tables.items() if f"width_{table.width}" == key]
-            answers.append((names, collection(self._jagged(names, ids))))
-        return {
-            name: (_computable(answer[name].values()), index.get(name)) for names, answer in answers for name in names
-        }
-
-    def _deduplicates(self, values: Tensor) -> bool:
-        return values.device.type == "cpu" if self.deduplicate is None else self.deduplicate
+            answers.append((names, collection(self._jagged(names, distinct))))
+        return {name: _computable(answer[name].values()) for names, answer in answers for name in names}
 
     def _jagged(self, names: list[str], ids: dict[str, Tensor]) -> KeyedJaggedTensor:
         """One key per table, its ids spread evenly over ``stride`` bags.
@@ -204,19 +220,9 @@ def _computable(rows_NW: Tensor) -> Tensor:
     return rows_NW if torch.is_autocast_enabled(rows_NW.device.type) else rows_NW.float()
 
 
-def _average(ids: Tensor, rows_NW: Tensor) -> Tensor:
-    """[N, W] as it is, or per row the mean over the K ids that are not 0 (the zero vector if all are)."""
+def _weights(ids: Tensor) -> Tensor | None:
+    """Float32 weights that average the K ids of a row that are not 0; ``None`` for single values."""
     if ids.dim() == 1:
-        return rows_NW
-    rows_NKW = rows_NW.view(*ids.shape, rows_NW.shape[-1])
-    known_NK1 = (ids != 0).unsqueeze(-1).to(rows_NKW.dtype)
-    return (rows_NKW * known_NK1).sum(1) / known_NK1.sum(1).clamp(min=1.0)
-
-
-def _average_of_distinct(ids: Tensor, rows_RW: Tensor, index_N: Tensor) -> Tensor:
-    """The same from the rows of the R distinct ids, where the row of the n-th id is ``rows_RW[index_N[n]]``."""
-    if ids.dim() == 1 or rows_RW.shape[0] > FEW_ROWS:
-        return _average(ids, rows_RW.index_select(0, index_N))
-    known_NK = (ids != 0).to(rows_RW.dtype)
-    count_NR = rows_RW.new_zeros(ids.shape[0], rows_RW.shape[0]).scatter_add_(1, index_N.view_as(ids), known_NK)
-    return (count_NR / known_NK.sum(1, keepdim=True).clamp(min=1.0)) @ rows_RW
+        return None
+    known_NK = (ids != 0).float()
+    return known_NK / known_NK.sum(1, keepdim=True).clamp(min=1.0)

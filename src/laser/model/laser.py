@@ -53,7 +53,6 @@ class Laser(SequenceModel):
         token_dropout: probability of dropping an element of the mixer's tokens (0.1 is good for small data).
         embedding_std: standard deviation of initial embeddings.
         lookup_stride: bags over which the ids of a table are spread for sharded look-ups; the same on all processes.
-        deduplicate: look up each id of a batch once per table; null does so on the CPU only.
         seed: of initial table rows, dropout masks and the choice of router.
         table_device: device on which tables are created; "meta" leaves them to the training strategy, null is the CPU.
 
@@ -94,7 +93,6 @@ class Laser(SequenceModel):
         token_dropout: float = 0.0,
         embedding_std: float = 0.02,
         lookup_stride: int = 1024,
-        deduplicate: bool | None = None,
         seed: int = 0,
         table_device: str | None = None,
     ) -> None:
@@ -108,7 +106,6 @@ class Laser(SequenceModel):
             match_newest=match_newest,
             embedding_std=embedding_std,
             lookup_stride=lookup_stride,
-            deduplicate=deduplicate,
             seed=seed,
             table_device=table_device,
         )
@@ -157,7 +154,7 @@ class Laser(SequenceModel):
         """Logits of a batch; ``return_gates`` adds the gates of the segmented attention, on a detached graph."""
         embedded = self.embeddings(batch)
         target_BD = self.target(embedded.target_BE)
-        x_TD = self._events(embedded.event_TE, batch)
+        x_TD = self._events(embedded.history, batch)
 
         segment_GD, seg_off_B1, gates = self.sta(
             x_TD, batch.off_U1, target_BD, batch.history_of_B, return_gates=return_gates, on_host=batch.on_host

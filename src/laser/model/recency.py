@@ -43,7 +43,7 @@ def _table(rows: int, width: int, std: float) -> nn.Embedding:
 
 
 class EventRecency(nn.Module):
-    """Adds an embedding of the age bucket and one of the rank from the newest event.
+    """An embedding of the age bucket and one of the rank from the newest event, for each event.
 
     Args:
         width: D.
@@ -56,11 +56,10 @@ class EventRecency(nn.Module):
         self.age = _table(AGE_BUCKETS, width, std)
         self.rank = _table(ranks, width, std)
 
-    def forward(self, x_TD: Tensor, age_T: Tensor, rank_T: Tensor) -> Tensor:
-        """``x_TD`` plus its recency, in the dtype of ``x_TD`` (half precision under autocast); ages in seconds."""
+    def forward(self, age_T: Tensor, rank_T: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Pairs of a table [rows, D] and each event's row in it, to be added to the events; ages in seconds."""
         rank_T = rank_T.clamp(max=self.rank.num_embeddings - 1)
-        recency_TD = self.age(age_bucket(age_T)) + self.rank(rank_T)
-        return x_TD + recency_TD.to(x_TD.dtype)
+        return [(self.age.weight, age_bucket(age_T)), (self.rank.weight, rank_T)]
 
 
 class SegmentRecency(nn.Module):

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from laser.batch import Batch
 from laser.model.dense import linear
 from laser.model.dropout import EventDropout, TokenDropout
-from laser.model.embeddings import TableEmbeddings, total_width
+from laser.model.embeddings import Found, TableEmbeddings, total_width
+from laser.model.event_slots import EventSlots
 from laser.model.matching import MatchedEvents
 from laser.model.rankmixer import RankMixer
 from laser.model.recency import EventRecency, owner, rank_from_newest
@@ -35,7 +36,6 @@ class SequenceModel(nn.Module):
         match_newest: newest matches that are averaged.
         embedding_std: standard deviation of initial embeddings.
         lookup_stride: bags over which the ids of a table are spread.
-        deduplicate: look up each id of a batch once per table; ``None`` does so on the CPU only.
         seed: of initial table rows and dropout masks.
         table_device: device on which tables are created.
     """
@@ -52,7 +52,6 @@ class SequenceModel(nn.Module):
         match_newest: int,
         embedding_std: float,
         lookup_stride: int,
-        deduplicate: bool | None,
         seed: int,
         table_device: str | None,
     ) -> None:
@@ -63,7 +62,6 @@ class SequenceModel(nn.Module):
             std=embedding_std,
             seed=seed,
             stride=lookup_stride,
-            deduplicate=deduplicate,
         )
         self.event = linear(total_width(self.embeddings.history), width)
         self.target = linear(total_width(self.embeddings.target), width)
@@ -90,14 +88,28 @@ class SequenceModel(nn.Module):
         )
         self.logit = linear(width, 1)
 
-    def _events(self, event_TE: Tensor, batch: Batch) -> Tensor:
-        """Event vectors with recency, after dropout of whole events."""
-        x_TD = self.event(event_TE)
-        history_of_T = owner(batch.off_U1, x_TD.shape[0])
+    def _events(self, history: list[Found], batch: Batch) -> Tensor:
+        """Event vectors with recency, after dropout of whole events.
+
+        The linear layer acts on the rows of distinct ids, not on events: it is a sum over fields.
+        """
+        history_of_T = owner(batch.off_U1, batch.age_T.shape[0])
         rank_T = rank_from_newest(batch.off_U1, history_of_T)
+        slots = EventSlots()
+        bias_D: Tensor | None = self.event.bias
+        weights = self.event.weight.split([found.rows_RW.shape[1] for found in history], dim=1)
+        for found, weight_DW in zip(history, weights, strict=True):
+            # The bias goes with the first field that has exactly one value an event.
+            once = found.index.dim() == 1
+            rows_RD = nn.functional.linear(found.rows_RW, weight_DW, bias_D if once else None)
+            slots.add(rows_RD, found.index, found.weight)
+            bias_D = None if once else bias_D
+        if bias_D is not None:
+            slots.add(bias_D[None], torch.zeros_like(rank_T))
         if self.event_recency is not None:
-            x_TD = self.event_recency(x_TD, batch.age_T, rank_T)
-        return self.event_dropout(x_TD, batch.history_key_U[history_of_T], rank_T, batch.step)
+            for rows_RD, index_T in self.event_recency(batch.age_T, rank_T):
+                slots.add(rows_RD, index_T)
+        return slots.sum(self.event_dropout(batch.history_key_U[history_of_T], rank_T, batch.step))
 
     def _head(self, tokens_BMD: Tensor, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Float32 logits of the tokens, and the mixer's auxiliary loss."""

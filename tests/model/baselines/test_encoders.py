@@ -116,7 +116,7 @@ def test_same_whatever_way_samples_are_spread(schema, batch, take, kind, options
     other_logits, other_grads = results(model, [take(batch, list(rows)) for rows in slices])
     assert other_logits == pytest.approx(logits, rel=1e-4, abs=1e-5)
     for name, grad in grads.items():
-        torch.testing.assert_close(other_grads[name], grad, rtol=1e-3, atol=1e-5, msg=name)
+        torch.testing.assert_close(other_grads[name], grad, rtol=1e-3, atol=3e-5, msg=name)
 
 
 @every_encoder
@@ -163,6 +163,8 @@ def test_items_of_history_and_target_are_compared_in_one_space(schema, make_batc
     seen = []
 
     class Spy(NewestMean):
+        reads_items = True
+
         def forward(self, inputs):
             seen.append(inputs)
             return super().forward(inputs)

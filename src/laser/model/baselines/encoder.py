@@ -20,14 +20,15 @@ class Inputs:
     Args:
         x_TD: event vectors, with recency embeddings, oldest first per history.
         target_BD: target vectors.
-        item_TE: embeddings of the events' items and their side info, as looked up.
+        item_TE: embeddings of the events' items and their side info, as looked up; only for encoders that say that
+            they read them, as nothing else needs so large a tensor.
         item_BE: the same of the targets: these two are in one space from the start, which hashing needs.
         batch: offsets, ages, labels.
     """
 
     x_TD: Tensor
     target_BD: Tensor
-    item_TE: Tensor
+    item_TE: Tensor | None
     item_BE: Tensor
     batch: Batch
 
@@ -54,6 +55,8 @@ class Encoder(nn.Module):
 
     vectors: int = 1
     """Number of vectors that ``forward`` returns."""
+    reads_items: bool = False
+    """Whether ``forward`` reads ``Inputs.item_TE``."""
 
     def forward(self, inputs: Inputs) -> Encoded:
         """Vectors for the head."""

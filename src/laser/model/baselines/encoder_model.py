@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
+import torch
+
 from laser.batch import Batch
 from laser.model.baselines.encoder import Encoder, Inputs
 from laser.model.costs import Costs, Form, whole_costs
@@ -45,7 +47,6 @@ class EncoderModel(SequenceModel):
         token_dropout: probability of dropping an element of the mixer's tokens.
         embedding_std: standard deviation of initial embeddings.
         lookup_stride: bags over which the ids of a table are spread for sharded look-ups; the same on all processes.
-        deduplicate: look up each id of a batch once per table; null does so on the CPU only.
         seed: of initial table rows, dropout masks and the choice of router.
         table_device: device on which tables are created; "meta" leaves them to the training strategy, null is the CPU.
 
@@ -75,7 +76,6 @@ class EncoderModel(SequenceModel):
         token_dropout: float = 0.0,
         embedding_std: float = 0.02,
         lookup_stride: int = 1024,
-        deduplicate: bool | None = None,
         seed: int = 0,
         table_device: str | None = None,
     ) -> None:
@@ -89,7 +89,6 @@ class EncoderModel(SequenceModel):
             match_newest=match_newest,
             embedding_std=embedding_std,
             lookup_stride=lookup_stride,
-            deduplicate=deduplicate,
             seed=seed,
             table_device=table_device,
         )
@@ -120,9 +119,11 @@ class EncoderModel(SequenceModel):
         """Logits of a batch; these models have no gates, whatever ``return_gates`` says."""
         embedded = self.embeddings(batch)
         target_BD = self.target(embedded.target_BE)
-        x_TD = self._events(embedded.event_TE, batch)
+        x_TD = self._events(embedded.history, batch)
         # The history's fields begin with the target's, in the same order: item, then side info of the item.
-        item_TE = embedded.event_TE[:, : embedded.target_BE.shape[1]]
+        item_TE = None
+        if self.encoder.reads_items:
+            item_TE = torch.cat([found.vectors() for found in embedded.history[: len(self.embeddings.target)]], dim=-1)
         encoded = self.encoder(Inputs(x_TD, target_BD, item_TE, embedded.target_BE, batch))
         groups = [*encoded.vectors, target_BD, *embedded.context]
         if self.newest_events:

@@ -27,6 +27,8 @@ class ETA(Encoder):
         num_heads: of the attention.
     """
 
+    reads_items = True
+
     def __init__(self, width: int, item_width: int, *, signs: int = 32, top: int = 50, num_heads: int = 2) -> None:
         super().__init__()
         self.item_width, self.signs, self.top = item_width, signs, top
@@ -36,6 +38,7 @@ class ETA(Encoder):
     def forward(self, inputs: Inputs) -> Encoded:
         """One vector."""
         padded = pad(inputs.batch)
+        assert inputs.item_TE is not None
         event_BLS, target_BS1 = padded.rows(self.hash(inputs.item_TE)), self.hash(inputs.item_BE).unsqueeze(-1)
         # The product of signs is S - 2 * distance, small integers, exact in any precision; ties go to newer events.
         chosen = padded.top((event_BLS @ target_BS1).squeeze(-1), self.top)

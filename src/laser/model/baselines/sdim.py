@@ -29,6 +29,8 @@ class SDIM(Encoder):
         signs_per_signature: tau (paper: 3); divides ``signs``.
     """
 
+    reads_items = True
+
     def __init__(self, width: int, item_width: int, *, signs: int = 48, signs_per_signature: int = 3) -> None:
         super().__init__()
         if signs_per_signature < 1 or signs % signs_per_signature:
@@ -43,6 +45,7 @@ class SDIM(Encoder):
     def forward(self, inputs: Inputs) -> Encoded:
         """One vector."""
         padded = pad(inputs.batch)
+        assert inputs.item_TE is not None
         event_BLGt = padded.rows(self.hash(inputs.item_TE)).unflatten(-1, (self.signatures, self.tau))
         target_BGt = self.hash(inputs.item_BE).unflatten(-1, (self.signatures, self.tau))
         # Rows of padding have signs of 0, which agree with nothing.
