@@ -3,7 +3,8 @@
 The paper counts one operation per multiply-accumulate (MAC), as ``macs`` here; most others, and ``FlopCounterMode``,
 count two, as ``flops``. "Paper form" projects keys and values of every event and segment, which is what reproduces
 the published 4.0e7 (our inference from the published costs); "folded form" is what the code computes, the same
-function for less. The projection of events is counted once an event; computed is it once a distinct id of the batch. Counted are matrix products, as the paper does; look-ups, norms and activations are not.
+function for less. The projection of events is counted once an event; it is computed once a distinct id of the batch.
+Counted are matrix products, as the paper does; look-ups, norms and activations are not.
 """
 
 from __future__ import annotations
