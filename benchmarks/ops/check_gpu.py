@@ -24,6 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from laser.ops.gather_sum import gather_sum
+from laser.ops.gather_sum import naive as gather_naive
 from laser.ops.segment_readout import cpu as readout_cpu
 from laser.ops.segment_readout import naive as readout_naive
 from laser.ops.segment_readout import segment_readout
@@ -52,9 +54,9 @@ CASES = [
 class Report:
     """Rows as they come, printed at once, written at the end."""
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, only: str = "") -> None:
         self.rows: list[dict] = []
-        self.start, self.seconds = time.perf_counter(), seconds
+        self.start, self.seconds, self.only = time.perf_counter(), seconds, only
 
     @property
     def elapsed(self) -> float:
@@ -66,6 +68,8 @@ class Report:
         print(f"[{self.elapsed:5.0f} s] {what:58s} {shown}", flush=True)
 
     def attempt(self, what: str, work: Callable[[], dict | None]) -> None:
+        if self.only not in what:
+            return
         if self.elapsed > self.seconds:
             self.add(what, skipped="out of time")
             return
@@ -145,6 +149,24 @@ def check_target(dtype: torch.dtype, D: int, H: int) -> dict:
         [query, seg],
         ["pooled", "d_query", "d_seg"],
     )
+
+
+def gather_inputs(T: int, S: int, R: int, D: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Rows, and events that use them unevenly: half of all slots name row 0."""
+    torch.manual_seed(0)
+    rows = torch.randn(R, D, device=DEVICE).to(dtype)
+    index = (torch.rand(T, S, device=DEVICE).pow(3) * (R - 1)).int()
+    index[torch.rand(T, S, device=DEVICE) < 0.5] = 0
+    return rows, index, torch.rand(T, S, device=DEVICE), torch.rand(T, device=DEVICE)
+
+
+def check_gather(dtype: torch.dtype, D: int) -> dict:
+    rows, index, weight, scale = gather_inputs(5000, 5, 300, D, dtype)
+
+    def naive(rows: Tensor) -> Tensor:
+        return gather_naive.gather_sum(rows, index, weight.to(rows.dtype), scale.to(rows.dtype))
+
+    return compare(lambda rows: gather_sum(rows, index, weight, scale), naive, [rows], ["sum", "d_rows"])
 
 
 def check_readout(dtype: torch.dtype, D: int, newest: int) -> dict:
@@ -351,6 +373,34 @@ def measure_others(report: Report, copy_bytes_per_ms: float) -> None:
         )
 
 
+def measure_gather(report: Report, copy_bytes_per_ms: float) -> None:
+    """Events of a step of ASSISTments (three fields, one with three values, age and rank), against copies per event."""
+    T, R, D = (400_000, 3_200, 128) if CUDA else (20_000, 500, 128)
+    dtype = torch.bfloat16 if CUDA else torch.float32
+    rows, index, weight, scale = gather_inputs(T, 6, R, D, dtype)
+    rows.requires_grad_()
+    upstream = torch.randn(T, D, device=DEVICE).to(dtype)
+    write = upstream.nbytes / copy_bytes_per_ms
+    embeddings = torch.randn(R, 64, device=DEVICE, requires_grad=True)
+    layer = torch.nn.Linear(4 * 64, D, device=DEVICE)
+
+    def copies() -> Tensor:
+        parts = [F.embedding(index[:, field], embeddings) for field in (0, 4, 5)]
+        parts.append((F.embedding(index[:, 1:4], embeddings) * weight[:, 1:4, None]).sum(1))
+        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=CUDA):
+            return layer(torch.cat(parts, 1)) * scale.to(dtype)[:, None]
+
+    def gathered() -> Tensor:
+        return gather_sum(rows, index, weight, scale)
+
+    for name, op, inputs in (("sum of rows", gathered, (rows,)), ("copies", copies, (embeddings, layer.weight))):
+        report.attempt(f"events by {name}, forward", lambda op=op: timed(torch.no_grad()(op), write))
+        report.attempt(
+            f"events by {name}, forward + backward",
+            lambda op=op, inputs=inputs: timed(lambda: torch.autograd.grad(op(), inputs, upstream), 2 * write),
+        )
+
+
 def measure_peers(report: Report, shape: W1) -> None:
     """The same mathematics in plain PyTorch, and what others would run instead, on equal padded shapes."""
     B, L, D, H, w = shape.B, shape.L, shape.D, shape.H, shape.width
@@ -405,6 +455,7 @@ def correctness(report: Report) -> None:
         report.attempt(f"check STA {name} width={width}", lambda c=(dtype, D, H, width): check_segmented(*c))
         report.attempt(f"check target attention {name}", lambda c=(dtype, D, H): check_target(*c))
         report.attempt(f"check readout {name}", lambda c=(dtype, D, H): check_readout(*c))
+        report.attempt(f"check events by sum of rows {name}", lambda c=(dtype, D): check_gather(*c))
     report.attempt("check nothing, autocast, no_grad", check_empty)
     if CUDA:
         report.attempt("check past 2^31 elements", check_large)
@@ -413,6 +464,7 @@ def correctness(report: Report) -> None:
 def measure(report: Report) -> None:
     rate = copy_rate()
     report.add("device copy", TB_per_s=rate / 1e9)
+    measure_gather(report, rate)
     shape = W1(rate)
     measure_segmented(report, shape, "W1")
     measure_segmented(report, W1(rate, candidates=8), "W1, 8 candidates a history")
@@ -441,6 +493,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("results"))
     parser.add_argument("--seconds", type=float, default=170.0, help="start nothing new after this many seconds")
+    parser.add_argument("--only", default="", help="checks and measurements whose name has this in it")
     options = parser.parse_args()
     machine = {
         "device": torch.cuda.get_device_name() if CUDA else platform.processor() or "cpu",
@@ -451,9 +504,9 @@ def main() -> None:
 
         machine["triton"] = triton.__version__
     print(machine, flush=True)
-    report = Report(options.seconds)
+    report = Report(options.seconds, options.only)
     for part in (correctness, measure):
-        report.attempt(part.__name__, lambda part=part: part(report))
+        part(report)
     write(report, options.out, machine)
     bad = [row["what"] for row in report.rows if "failed" in row or row.get("ok") is False]
     print(f"{len(bad)} failed: {bad}" if bad else "all checks passed")
