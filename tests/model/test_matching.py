@@ -15,6 +15,7 @@ from laser.model.baselines.encoder_model import EncoderModel
 from laser.model.baselines.newest_mean import NewestMean
 from laser.model.laser import Laser
 from laser.model.matching import MatchedEvents
+from laser.model.sta import SegmentedTargetAttention
 
 SMALL = {"width": 32, "query_width": 8, "mixer_tokens": 8, "mixer_width": 32, "mixer_multiple": 2}
 
@@ -53,7 +54,8 @@ def test_equals_a_loop_with_gradients(schema, batch, here, there, newest):
     counts = expected[:, -1].exp().round() - 1
     assert counts.max() > 3
     assert counts.min() == 0
-    (got,) = MatchedEvents(schema, {here: there}, newest)(x_TD, batch)
+    matched = MatchedEvents(schema, {here: there}, newest)
+    (got,) = matched(x_TD, matched.find(batch))
     torch.testing.assert_close(got, expected)
     weight = torch.randn_like(got)
     gradients = [torch.autograd.grad((value * weight).sum(), x_TD)[0] for value in (got, expected)]
@@ -64,7 +66,8 @@ def test_unknown_ids_match_nothing(schema, make_batch):
     batch = make_batch(schema, [4], [0])
     batch.history["item"].zero_()
     batch.target["item"].zero_()
-    (got,) = MatchedEvents(schema, {"item": "item"}, 3)(torch.ones(4, 2), batch)
+    matched = MatchedEvents(schema, {"item": "item"}, 3)
+    (got,) = matched(torch.ones(4, 2), matched.find(batch))
     assert got.tolist() == [[0.0, 0.0, 0.0]]
 
 
@@ -115,6 +118,65 @@ def test_the_head_sees_them_and_samples_stay_apart(schema, batch, take, model):
 
 @pytest.mark.parametrize(("lengths", "samples"), [([], []), ([0], []), ([0, 0], [1, 0]), ([5], [])], ids=str)
 def test_empty_batches_have_all_gradients(schema, make_batch, lengths, samples):
-    model = Laser(schema, match={"item": "item"}, **SMALL)
+    model = Laser(schema, match={"item": "item"}, match_gate=True, gate_rank_bias=True, **SMALL)
     model(make_batch(schema, lengths, samples)).logit_B.sum().backward()
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+
+
+@pytest.mark.parametrize("newest", [3, 100])
+@pytest.mark.parametrize("rank_bias", [False, True])
+def test_gates_that_know_of_matches_equal_a_loop(schema, batch, newest, rank_bias):
+    """Gates and gated sums, written out per event; with 3, older matches than the newest three keep their gate."""
+    torch.manual_seed(1)
+    matched = MatchedEvents(schema, {"item": "item", "genre": "shelf"}, newest)
+    found = matched.find(batch)
+    sta = SegmentedTargetAttention(
+        6, segment_width=4, query_width=3, rank_bias=rank_bias, match_pairs=2, match_newest=newest
+    )
+    with torch.no_grad():
+        for parameter in sta.parameters():
+            parameter += torch.randn_like(parameter)
+    x_TD, target_BD = torch.randn(51, 6), torch.randn(8, 6)
+    arguments = (x_TD, batch.off_U1, target_BD, batch.history_of_B)
+    segment_GD, seg_off_B1, gates = sta(*arguments, return_gates=True, found=found)
+    query_BHD = sta.heads.query(target_BD)
+    slope_H = sta.slope_H if rank_bias else torch.zeros(2)
+    pooled_GHD, expected = torch.zeros(len(segment_GD), 2, 6), []
+    for b in range(len(batch)):
+        u = int(batch.history_of_B[b])
+        first, end = int(batch.off_U1[u]), int(batch.off_U1[u + 1])
+        seen = 0
+        for e in reversed(range(first, end)):
+            same = [
+                bool(ids_of(batch.history[here][e]) & ids_of(sample[b]))
+                for here, sample in (("item", batch.target["item"]), ("genre", batch.context["shelf"]))
+            ]
+            seen += any(same)
+            extra_H = torch.tensor(same).float() @ sta.match.weight_PH if seen <= newest else 0.0
+            score_H = query_BHD[b] @ x_TD[e] + sta.bias_H + slope_H * math.log(1 + end - 1 - e)
+            expected.append((b, e, torch.sigmoid(score_H + extra_H)))
+            pooled_GHD[int(seg_off_B1[b + 1]) - 1 - (end - 1 - e) // 4] += expected[-1][2][:, None] * x_TD[e]
+    expected_EH = torch.stack([gate for _, _, gate in sorted(expected, key=lambda entry: entry[:2])])
+    torch.testing.assert_close(gates.gate_EH, expected_EH.detach())
+    z_GD = sta.heads.value(pooled_GHD)
+    torch.testing.assert_close(segment_GD, sta.norm(z_GD + sta.ffn(z_GD)), rtol=1e-4, atol=1e-5)
+
+
+def test_new_gates_begin_as_the_paper_has_them(schema, batch):
+    def built(**options) -> Laser:
+        torch.manual_seed(0)
+        return Laser(schema, match={"item": "item"}, **SMALL, **options)
+
+    plain, gated = built(), built(match_gate=True, gate_rank_bias=True)
+    output = gated(batch)
+    torch.testing.assert_close(output.logit_B, plain(batch).logit_B)
+    output.logit_B.square().sum().backward()
+    assert gated.sta.match.weight_PH.grad.abs().min() > 0
+    assert gated.sta.slope_H.grad.abs().min() > 0
+
+
+def test_a_gate_needs_something_to_know(schema):
+    with pytest.raises(ValueError, match="match names no pair"):
+        Laser(schema, match_gate=True, **SMALL)
+    with pytest.raises(ValueError, match="gate is softmax"):
+        Laser(schema, match={"item": "item"}, match_gate=True, gate="softmax", **SMALL)

@@ -43,6 +43,8 @@ class Laser(SequenceModel):
         match: field of the target or context by field of the history, both on one table: for each pair the mixer is
             also given the mean of the newest events that equal the target there, and their number (not in the paper).
         match_newest: newest matching events that are averaged.
+        match_gate: gates also know which of those events match, by a learned weight per pair and head.
+        gate_rank_bias: the bias of the gates has a learned slope in log(1 + rank from the newest event).
         mixer_tokens: tokens of the RankMixer; must divide mixer_width.
         mixer_width: width of its tokens.
         mixer_layers: its blocks.
@@ -83,6 +85,8 @@ class Laser(SequenceModel):
         newest_events: int = 100,
         match: dict[str, str] | None = None,
         match_newest: int = 16,
+        match_gate: bool = False,
+        gate_rank_bias: bool = False,
         mixer_tokens: int = 16,
         mixer_width: int = 256,
         mixer_layers: int = 2,
@@ -109,6 +113,8 @@ class Laser(SequenceModel):
             seed=seed,
             table_device=table_device,
         )
+        if match_gate and not match:
+            raise ValueError("match_gate is true, but match names no pair of fields; name them or leave it out")
         self.segment_width = segment_width
         self.sta = SegmentedTargetAttention(
             width,
@@ -121,6 +127,9 @@ class Laser(SequenceModel):
             pooling=segment_pooling,
             ffn_multiple=segment_ffn_multiple,
             layer_norm=segment_layer_norm,
+            rank_bias=gate_rank_bias,
+            match_pairs=len(self.matched.pairs) if match_gate else 0,
+            match_newest=match_newest,
         )
         segment_ranks = -(-recency_ranks // segment_width)
         self.segment_recency = None
@@ -156,8 +165,15 @@ class Laser(SequenceModel):
         target_BD = self.target(embedded.target_BE)
         x_TD = self._events(embedded.history, batch)
 
+        found = self.matched.find(batch)
         segment_GD, seg_off_B1, gates = self.sta(
-            x_TD, batch.off_U1, target_BD, batch.history_of_B, return_gates=return_gates, on_host=batch.on_host
+            x_TD,
+            batch.off_U1,
+            target_BD,
+            batch.history_of_B,
+            return_gates=return_gates,
+            on_host=batch.on_host,
+            found=found,
         )
         if self.segment_recency is not None:
             segment_GD = self.segment_recency(segment_GD, seg_off_B1)
@@ -171,7 +187,7 @@ class Laser(SequenceModel):
             x_TD,
             batch.off_U1,
             batch.history_of_B,
-            self.matched(x_TD, batch),
+            self.matched(x_TD, found),
         )
         logit_B, auxiliary_loss = self._head(tokens_BMD, batch)
         return ModelOutput(logit_B, auxiliary_loss, gates)

@@ -30,11 +30,13 @@ class EventsOfSamples:
         off_B1: where each sample's events begin, and E.
         sample_E: the sample that each of them belongs to.
         event_E: its row in the packed histories.
+        shift_B: that row less its place in E, the same for all events of a sample.
     """
 
     off_B1: Tensor
     sample_E: Tensor
     event_E: Tensor
+    shift_B: Tensor
 
 
 def events_of_samples(batch: Batch) -> EventsOfSamples:
@@ -46,7 +48,7 @@ def events_of_samples(batch: Batch) -> EventsOfSamples:
     sample_E = owner(off_B1, total)
     shift_B = batch.off_U1[batch.history_of_B] - off_B1[:-1]
     event_E = torch.arange(total, device=off_B1.device) + shift_B[sample_E]
-    return EventsOfSamples(off_B1, sample_E, event_E)
+    return EventsOfSamples(off_B1, sample_E, event_E, shift_B)
 
 
 def matches(history: Tensor, sample: Tensor, events: EventsOfSamples) -> Tensor:
@@ -95,6 +97,19 @@ def mean_of_rows(x_TD: Tensor, event_BN: Tensor) -> Tensor:
     return (x_BND * within_BN[..., None]).sum(1) / within_BN.sum(1).clamp(min=1.0)[:, None]
 
 
+@dataclass(frozen=True)
+class Matches:
+    """What was found in a batch.
+
+    Args:
+        events: of the samples.
+        match_E: for each pair, which of them match.
+    """
+
+    events: EventsOfSamples
+    match_E: list[Tensor]
+
+
 class MatchedEvents(nn.Module):
     """One vector for each pair of fields: the mean of the newest events that match, and log(1 + count of all).
 
@@ -118,15 +133,21 @@ class MatchedEvents(nn.Module):
             _check_pair(history, sample, here, there)
         self.pairs = dict(match)
 
-    def forward(self, x_TD: Tensor, batch: Batch) -> list[Tensor]:
-        """[B, D + 1] for each pair, in the dtype of ``x_TD``."""
+    def find(self, batch: Batch) -> Matches | None:
+        """Which events match; ``None`` when no pair is asked for."""
         if not self.pairs:
-            return []
+            return None
         events = events_of_samples(batch)
+        samples = batch.context | batch.target
+        return Matches(events, [matches(batch.history[h], samples[s], events) for h, s in self.pairs.items()])
+
+    def forward(self, x_TD: Tensor, found: Matches | None) -> list[Tensor]:
+        """[B, D + 1] for each pair, in the dtype of ``x_TD``."""
+        if found is None:
+            return []
         vectors = []
-        for here, there in self.pairs.items():
-            sample = batch.target[there] if there in batch.target else batch.context[there]
-            event_BN, count_B = newest_matches(matches(batch.history[here], sample, events), events, self.newest)
+        for match_E in found.match_E:
+            event_BN, count_B = newest_matches(match_E, found.events, self.newest)
             count_B1 = count_B.float().log1p().to(x_TD.dtype)[:, None]
             vectors.append(torch.cat([mean_of_rows(x_TD, event_BN), count_B1], dim=-1))
         return vectors

@@ -15,6 +15,7 @@ that sees them; G segments, packed per sample, oldest first; H heads; D width.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -22,6 +23,8 @@ from torch import Tensor, nn
 
 from laser.model.dense import FeedForward
 from laser.model.folded import FoldedHeads
+from laser.model.match_gate import MatchGate, corrected_gates
+from laser.model.matching import Matches
 from laser.model.output import Gates
 from laser.model.recency import owner, rank_from_newest
 from laser.model.segment_softmax import segmented_softmax_attention
@@ -46,6 +49,13 @@ class SegmentedTargetAttention(nn.Module):
         pooling: "sum", or "mean" over the events of a segment, which is a different model.
         ffn_multiple: hidden width of the segments' feed-forward network in units of D; 0 leaves it out.
         layer_norm: normalise segments at the end.
+        rank_bias: the bias of the gates also has a learned slope per head, 0 at the start, in log(1 + rank from the
+            newest event) (not in the paper).
+        match_pairs: pairs of fields whose equality is part of the score; see ``laser.model.match_gate``.
+        match_newest: newest matches that it looks at.
+
+    Raises:
+        ValueError: when the segment width is not positive, or softmax is to know of matches.
     """
 
     def __init__(
@@ -61,6 +71,9 @@ class SegmentedTargetAttention(nn.Module):
         pooling: Pooling = "sum",
         ffn_multiple: int = 4,
         layer_norm: bool = True,
+        rank_bias: bool = False,
+        match_pairs: int = 0,
+        match_newest: int = 16,
     ) -> None:
         super().__init__()
         if segment_width < 1:
@@ -71,6 +84,10 @@ class SegmentedTargetAttention(nn.Module):
         if gate == "sigmoid":
             initial = -math.log(segment_width) if gate_bias is None else gate_bias
             self.bias_H = nn.Parameter(torch.full((num_heads,), initial))
+        self.slope_H = nn.Parameter(torch.zeros(num_heads)) if rank_bias else None
+        if match_pairs and gate == "softmax":
+            raise ValueError("match_gate changes sigmoid gates, and gate is softmax; set one of the two otherwise")
+        self.match = MatchGate(match_pairs, num_heads, match_newest, segment_width) if match_pairs else None
         self.ffn = FeedForward(width, ffn_multiple) if ffn_multiple else None
         self.norm = nn.LayerNorm(width) if layer_norm else nn.Identity()
 
@@ -83,6 +100,7 @@ class SegmentedTargetAttention(nn.Module):
         *,
         return_gates: bool = False,
         on_host: tuple[Tensor, Tensor] | None = None,
+        found: Matches | None = None,
     ) -> tuple[Tensor, Tensor, Gates | None]:
         """Segments of every sample.
 
@@ -93,6 +111,7 @@ class SegmentedTargetAttention(nn.Module):
             history_of_B: int64 history of each sample.
             return_gates: also return the gates (softmax weights in that ablation).
             on_host: copies of ``off_U1`` and ``history_of_B`` in host memory, so that nothing waits for a GPU.
+            found: matches of history and target, where the gates are to know of them.
 
         Returns:
             segment_GD, seg_off_B1 (int64 offsets of the samples in it), and the gates or ``None``.
@@ -100,7 +119,15 @@ class SegmentedTargetAttention(nn.Module):
         # Scores and gates stay in float32 under autocast: a gate of a long history is a small difference.
         with torch.autocast(x_TD.device.type, enabled=False):
             query_BHD = self.heads.query(target_BD.to(self.heads.query_HDQ.dtype))
+            if self.slope_H is not None:
+                x_TD, query_BHD = self._with_rank(x_TD, off_U1, query_BHD, self.slope_H)
             pooled_GHD, seg_off_B1, gates = self._pool(x_TD, off_U1, query_BHD, history_of_B, return_gates, on_host)
+            if self.match is not None:
+                assert found is not None
+                pooled_GHD, correction = self.match(pooled_GHD, x_TD, query_BHD, self.bias_H, seg_off_B1, found)
+                if gates is not None:
+                    gates = replace(gates, gate_EH=corrected_gates(gates.gate_EH, correction))
+            pooled_GHD = pooled_GHD[..., : target_BD.shape[1]]  # the rank was for the scores alone
         if self.pooling == "mean":
             pooled_GHD = pooled_GHD / self._sizes(off_U1, history_of_B, seg_off_B1, pooled_GHD)[:, None, None]
         z_GD = self.heads.value(pooled_GHD)
@@ -132,6 +159,13 @@ class SegmentedTargetAttention(nn.Module):
         if not return_gates:
             return pooled[0], pooled[1], None
         return pooled[0], pooled[1], Gates(pooled[2], pooled[3], self.segment_width, self.gate)
+
+    def _with_rank(self, x_TD: Tensor, off_U1: Tensor, query_BHD: Tensor, slope_H: Tensor) -> tuple[Tensor, Tensor]:
+        """Events and queries with one more value, whose product is the slope's part of the score."""
+        rank_T = rank_from_newest(off_U1, owner(off_U1, x_TD.shape[0]))
+        x_TD = torch.cat([x_TD, rank_T.float().log1p().to(x_TD.dtype)[:, None]], dim=1)
+        slope_BH1 = slope_H.to(query_BHD.dtype).expand(query_BHD.shape[0], -1)[..., None]
+        return x_TD, torch.cat([query_BHD, slope_BH1], dim=2)
 
     def _sizes(self, off_U1: Tensor, history_of_B: Tensor, seg_off_B1: Tensor, like_GHD: Tensor) -> Tensor:
         """Events in each segment: all of them full, but for the oldest of a sample."""

@@ -128,7 +128,7 @@ class EncoderModel(SequenceModel):
         groups = [*encoded.vectors, target_BD, *embedded.context]
         if self.newest_events:
             groups.append(newest_mean(x_TD, batch.off_U1, self.newest_events)[batch.history_of_B])
-        groups += self.matched(x_TD, batch)
+        groups += self.matched(x_TD, self.matched.find(batch))
         logit_B, mixer_loss = self._head(self.fusion(groups), batch)
         losses = [loss for loss in (mixer_loss, encoded.auxiliary_loss) if loss is not None]
         return ModelOutput(logit_B, sum(losses[1:], losses[0]) if losses else None)
