@@ -19,6 +19,7 @@ from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor
 
 from laser.train.optim import dense_parameters, local_tensors
 from laser.train.sharding import sharded_collections
+from laser.train.table_storage import Storage
 
 ROWS_AT_A_TIME = 1 << 20
 """Rows exchanged at once, to bound the memory beside the tables."""
@@ -44,6 +45,20 @@ class Average:
             raise ValueError(f"model.average.decay is {self.decay}; expected a number in [0, 1], such as 0.999")
         if self.every < 1:
             raise ValueError(f"model.average.every is {self.every}; expected a number of steps of at least 1")
+
+    def check(self, storage: Storage) -> None:
+        """Refuse tables that cannot be averaged in place.
+
+        Raises:
+            ValueError: naming the setting.
+        """
+        for each in storage.used:
+            if each.weights != "float32" or each.memory == "uvm_caching":
+                raise ValueError(
+                    f"model.average needs tables in float32 and not behind a cache, but storage has weights "
+                    f"{each.weights} in memory {each.memory}; set these to float32 and device or uvm, or model.average "
+                    "to null"
+                )
 
     @property
     def first_step(self) -> int:

@@ -119,7 +119,11 @@ class CTRModule(pl.LightningModule):
 
     def on_fit_start(self) -> None:
         """Make room for the averages, before a checkpoint is read into them."""
-        self.weight_average = WeightAverage(self, self.average) if self.average is not None else None
+        if self.average is None:
+            self.weight_average = None
+            return
+        self.average.check(self.trainer.strategy.storage)  # type: ignore[attr-defined]
+        self.weight_average = WeightAverage(self, self.average)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Take a step, and average the weights before any callback can save them."""
