@@ -9,11 +9,21 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from jsonargparse import ActionConfigFile, ArgumentParser
+
+from laser.batch import Batch
+from laser.data.loader import BatchLoader
+from laser.data.prepared import PreparedData
+from laser.schema import Schema
+from laser.train.datamodule import CTRDataModule
+from laser.train.module import CTRModule
 
 CONF = Path(__file__).parents[1] / "conf"
 RECIPES = sorted(CONF.glob("*.yaml"))
 COMPLETE = [path for path in RECIPES if "model" in yaml.safe_load(path.read_text())]
+ABLATIONS = sorted((CONF / "ablations").glob("*.yaml"))
 SCRIPT = """
 import json, sys
 from laser.cli import main
@@ -50,3 +60,36 @@ def test_recipe_trains(path, prepared, tmp_path):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads((tmp_path / "metrics.json").read_text())["test"]["samples"] > 0
+
+
+@pytest.fixture(scope="module")
+def one_batch(prepared) -> tuple[Schema, Batch]:
+    with PreparedData(prepared) as data:
+        loader = BatchLoader(data, "train", batch_size=9, max_history=30, shuffle=False, seed=0, workers=0)
+        return data.schema, next(iter(loader))
+
+
+def network_of(schema: Schema, *recipes: Path) -> tuple[torch.nn.Module, dict]:
+    """The network that recipes ask for, one over the other, and all options."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("-c", action=ActionConfigFile)
+    parser.add_class_arguments(CTRModule, "model")
+    parser.add_class_arguments(CTRDataModule, "data", instantiate=False)
+    parser.add_argument("--trainer", type=dict)
+    parser.add_argument("--seed_everything", type=int)
+    found = parser.parse_args([part for path in recipes for part in ("-c", str(path))])
+    network = parser.instantiate_classes(found).model.build_network(schema, seed=3)
+    return network, {"data": found.data.as_dict(), "network": found.model.network.init_args.as_dict()}
+
+
+@pytest.mark.parametrize("path", ABLATIONS, ids=[path.stem for path in ABLATIONS])
+def test_ablation_changes_what_it_says_and_nothing_else(path, one_batch):
+    schema, batch = one_batch
+    base = CONF / "demo.yaml"
+    (network, ablated), (_, whole) = network_of(schema, base, path), network_of(schema, base)
+    assert network(batch).logit_B.isfinite().all()
+    wanted = yaml.safe_load(path.read_text())
+    options = wanted["model"]["network"]["init_args"] if "model" in wanted else {}
+    assert options or wanted["data"]
+    assert ablated["network"] == whole["network"] | options
+    assert ablated["data"] == whole["data"] | wanted.get("data", {})
