@@ -13,7 +13,9 @@ import numpy as np
 from laser.schema import FLOAT_DTYPES, INTEGER_DTYPES, Schema
 from laser.seqvault.admission import Policy
 from laser.seqvault.file_commands import export, load, set_derived
+from laser.seqvault.following.commands import follow
 from laser.seqvault.layout import Field
+from laser.seqvault.service.serving import serve
 from laser.seqvault.vault import SeqVault
 
 
@@ -200,6 +202,8 @@ VERBS: dict[str, Any] = {
     "compact": compact,
     "delete-user": delete_user,
     "bench": bench,
+    "serve": serve,
+    "follow": follow,
 }
 
 
