@@ -30,11 +30,14 @@ APPENDED = 1 << 40
 SLICES = 10
 
 
-def client(number: int, location: str, users: np.ndarray, options: argparse.Namespace, out: Any) -> None:
+def client(number: int, location: str, users: np.ndarray, options: argparse.Namespace, ready: Any, out: Any) -> None:
     """One client; sends back (seconds from the start, duration, whether a read), and what is acknowledged."""
     rng, taken, acknowledged, failures = np.random.default_rng(number), [], [], 0
-    begin, next_event, unsure = time.monotonic(), APPENDED, None
+    next_event, unsure = APPENDED, None
     with RemoteVault(location, TOKEN, timeout=60) as vault:
+        vault.read(users[: options.batch], last_n=LAST_N, fields=READ)
+        ready.wait()
+        begin = time.monotonic()
         while (now := time.monotonic()) < begin + options.minutes * 60:
             reads = unsure is None and rng.random() < 0.9
             chosen = unsure[0] if unsure else rng.choice(users, options.batch)
@@ -127,13 +130,15 @@ def main() -> int:
                 vault.append(np.repeat(users, lengths), events)
         service, context = Service(path), multiprocessing.get_context("spawn")
         out: Any = context.Queue()
+        ready = context.Barrier(options.clients + 1)
         shares = [workload.users[number :: options.clients] for number in range(options.clients)]
         clients = [
-            context.Process(target=client, args=(number, service.location, share, options, out))
+            context.Process(target=client, args=(number, service.location, share, options, ready, out))
             for number, share in enumerate(shares)
         ]
         for process in clients:
             process.start()
+        ready.wait()
         service, memory, away = watch(service, path, options)
         found = [out.get(timeout=300) for _ in clients]
         for process in clients:

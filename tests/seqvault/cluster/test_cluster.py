@@ -66,9 +66,10 @@ def test_reads_equal_those_of_a_folder(spread: Any, path: Path, rng: np.random.G
 
 
 def test_extreme_timestamps_are_not_rounded(spread: Any) -> None:
-    times = np.array([-(2**63), -1, 0, 2**53, 2**53 + 1, 2**53 + 2, 2**63 - 2] * 20)
+    times = np.array([-(2**63), -1, 0, 2**53, 2**53 + 1, 2**53 + 2, 2**63 - 2, 2**63 - 1] * 20)
     events = make_events(np.random.default_rng(1), len(times))
     spread.append(np.full(len(times), 2**64 - 1, np.uint64), events | {"time": times})
+    assert spread.read([2**64 - 1])["time"].tolist() == sorted(times.tolist())
     for cut in (-(2**63), -(2**63) + 1, 2**53 + 1, 2**53 + 2, 2**63 - 1):
         assert spread.read([2**64 - 1], before=cut)["time"].tolist() == sorted(times[times < cut].tolist())
 

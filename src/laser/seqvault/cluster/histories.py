@@ -21,6 +21,7 @@ from laser.seqvault.jit import kernel
 from laser.seqvault.layout import Field, Layout
 from laser.seqvault.packing import pack_chunks
 from laser.seqvault.pieces import unpack_pieces
+from laser.seqvault.planning import FOREVER
 from laser.seqvault.ragged import Ragged
 
 ENTRY = np.dtype([("first", "<f8"), ("last", "<f8"), ("count", "<u4"), ("number", "<u4")])
@@ -62,6 +63,56 @@ def _check(arena: np.ndarray, offsets: np.ndarray, num_columns: int, users: np.n
     return -1
 
 
+@kernel
+def _spans(
+    times: np.ndarray,
+    bounds: np.ndarray,
+    before: np.ndarray,
+    unlimited: bool,
+    wanted: np.ndarray,
+    start: np.ndarray,
+    stop: np.ndarray,
+) -> bool:
+    """First and last event of each request that it wants; False when the events of one are not in order of time."""
+    for request in range(len(wanted)):
+        low, high = bounds[request], bounds[request + 1]
+        for event in range(low + 1, high):
+            if times[event] < times[event - 1]:
+                return False
+        first = low
+        if unlimited:
+            low = high
+        while low < high:
+            middle = (low + high) >> 1
+            if times[middle] < before[request]:
+                low = middle + 1
+            else:
+                high = middle
+        start[request], stop[request] = max(first, low - min(wanted[request], low - first)), low
+    return True
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some of the events of ``Stored``, as one array has them.
+
+    Args:
+        start: int64 [Q], first event of each chunk.
+        stop: int64 [Q], the end.
+        dest: int64 [Q], where it goes in the array.
+        rows: which recent events.
+        rows_at: where each goes.
+        size: of the array.
+    """
+
+    start: np.ndarray
+    stop: np.ndarray
+    dest: np.ndarray
+    rows: np.ndarray
+    rows_at: np.ndarray
+    size: int
+
+
 @dataclass(frozen=True)
 class Stored:
     """Histories as nodes sent them.
@@ -70,20 +121,20 @@ class Stored:
         layout: fields of an event.
         arena: words of all chunks and spare ones.
         offsets: int64 [Q], where each chunk begins.
-        counts: int64 [Q], its events.
-        dest: int64 [Q], the event of T where it goes.
+        owner: int64 [Q], whose request it answers.
         rows: recent events.
-        rows_at: int64, the event of T where each goes.
+        rows_owner: int64, whose each is.
+        all: the place of every event among all T.
         bounds: int64 [R + 1], events of each request.
     """
 
     layout: Layout
     arena: np.ndarray
     offsets: np.ndarray
-    counts: np.ndarray
-    dest: np.ndarray
+    owner: np.ndarray
     rows: np.ndarray
-    rows_at: np.ndarray
+    rows_owner: np.ndarray
+    all: Part
     bounds: np.ndarray
 
     @classmethod
@@ -114,21 +165,36 @@ class Stored:
         dest = before + np.concatenate([[0], np.cumsum(recent)])[owner]
         rows = np.frombuffer(b"".join([answer[0] for answer in answers]), kind)
         rows_at = np.arange(len(rows)) + np.repeat(np.cumsum(packed), recent)
-        return cls(layout, arena, ends[:-1], counts, dest, rows, rows_at, bounds)
+        every = Part(np.zeros_like(counts), counts, dest, np.arange(len(rows)), rows_at, int(bounds[-1]))
+        rows_owner = np.repeat(np.arange(len(answers)), recent)
+        return cls(layout, arena, ends[:-1], owner, rows, rows_owner, every, bounds)
 
-    def values(self, field: Field) -> np.ndarray:
-        """A field of all T events."""
-        flat = np.empty(int(self.bounds[-1]) * field.length, field.unsigned)
-        chunk_off, none = np.arange(len(self.counts) + 1), np.empty(0, np.int64)
-        start, matches = np.zeros(len(self.counts), np.int64), np.empty(0, np.uint16)
+    def values(self, field: Field, part: Part | None = None) -> np.ndarray:
+        """A field of all T events, or of a part of them."""
+        part = part or self.all
+        flat = np.empty(part.size * field.length, field.unsigned)
+        chunk_off = np.arange(len(self.offsets) + 1)
+        none, matches = np.empty(0, np.int64), np.empty(0, np.uint16)
         for component in range(field.length):
             unpack_pieces(
-                chunk_off, chunk_off[:-1], start, self.counts, self.dest, self.arena, self.offsets, matches, none,
+                chunk_off, chunk_off[:-1], part.start, part.stop, part.dest, self.arena, self.offsets, matches, none,
                 self.layout.first_column[field.name] + component, component, field.length, flat, False, flat[:0],
             )  # fmt: skip
         found = flat.view(field.dtype).reshape(-1, *field.shape)
-        found[self.rows_at] = self.rows[field.name]
+        found[part.rows_at] = self.rows[field.name][part.rows]
         return found
+
+    def between(self, start: np.ndarray, stop: np.ndarray) -> tuple[Part, np.ndarray]:
+        """The events from ``start`` to ``stop`` (int64 [R]) of each request, and their offsets."""
+        every, owner = self.all, self.owner
+        offsets = np.concatenate([[0], np.cumsum(stop - start)])
+        low = np.clip(start[owner] - every.dest, 0, every.stop)
+        high = np.clip(stop[owner] - every.dest, low, every.stop)
+        dest = every.dest + low - start[owner] + offsets[owner]
+        kept = (every.rows_at >= start[self.rows_owner]) & (every.rows_at < stop[self.rows_owner])
+        rows = np.flatnonzero(kept)
+        rows_at = (every.rows_at - start[self.rows_owner] + offsets[self.rows_owner])[rows]
+        return Part(low, high, dest, rows, rows_at, int(offsets[-1])), offsets
 
     def select(
         self, before: np.ndarray | None, wanted: np.ndarray, where: Filter | None
@@ -158,10 +224,15 @@ class Stored:
         self, fields: Sequence[Field], before: np.ndarray | None, wanted: np.ndarray, where: Filter | None
     ) -> Ragged:
         """The answer to a read; see ``select``."""
+        if where is None:
+            times, size = self.values(self.layout.fields[0]), len(wanted)
+            start, stop = np.empty(size, np.int64), np.empty(size, np.int64)
+            cut = np.full(size, FOREVER) if before is None else before
+            if _spans(times, self.bounds, cut, before is None, wanted, start, stop):
+                part, offsets = self.between(start, stop)
+                return Ragged({field.name: self.values(field, part) for field in fields}, offsets)
         order, offsets = self.select(before, wanted, where)
-        whole = len(order) == int(self.bounds[-1]) and bool(np.all(order[1:] > order[:-1]))
-        values = {field.name: self.values(field) for field in fields}
-        return Ragged({name: found if whole else found[order] for name, found in values.items()}, offsets)
+        return Ragged({field.name: self.values(field)[order] for field in fields}, offsets)
 
 
 def pack_history(
