@@ -42,12 +42,12 @@ def recipe_options(path: Path) -> list[str]:
     return ["-c", str(max(bases, key=lambda base: len(base.stem))), "-c", str(path)]
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=[path.stem for path in RECIPES])
-def test_recipe_trains(path, prepared, tmp_path):
+def fit_and_test(recipes: list[str], prepared: Path, tmp_path: Path) -> str:
+    """One step of training, validation and test; what was printed."""
     small = ["--data.path", str(prepared), "--trainer.default_root_dir", str(tmp_path), "--trainer.max_steps", "1"]
     small += ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.limit_val_batches", "1"]
     small += ["--trainer.limit_train_batches", "1"]
-    commands = [[verb, *recipe_options(path), *small] for verb in ("fit", "test")]
+    commands = [[verb, *recipes, *small] for verb in ("fit", "test")]
     launch = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "WANDB_MODE", "PL_GLOBAL_SEED")
     environment = {name: value for name, value in os.environ.items() if name not in launch}
     done = subprocess.run(
@@ -59,7 +59,23 @@ def test_recipe_trains(path, prepared, tmp_path):
         timeout=200,
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=[path.stem for path in RECIPES])
+def test_recipe_trains(path, prepared, tmp_path):
+    assert "not used" not in fit_and_test(recipe_options(path), prepared, tmp_path)
     assert json.loads((tmp_path / "metrics.json").read_text())["test"]["samples"] > 0
+
+
+def test_a_baseline_over_a_recipe_is_named_and_what_it_lacks_is_said(prepared, tmp_path):
+    recipes = ["-c", str(CONF / "demo.yaml"), "-c", str(CONF / "baselines" / "sim.yaml")]
+    said = fit_and_test([*recipes, "--trainer.log_every_n_steps", "1"], prepared, tmp_path)
+    assert "laser fit: EncoderModel has no segment_width, which a recipe under the overlay sets: not used" in said
+    model = json.loads((tmp_path / "metrics.json").read_text())["model"]
+    assert (model["class"], model["encoder"]) == ("EncoderModel", "SIM")
+    header = (tmp_path / "metrics.csv").read_text().splitlines()[0].split(",")
+    assert {"train/loss", "train/auxiliary_loss"} <= set(header)
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -142,23 +142,26 @@ class SegmentedTargetAttention(nn.Module):
         return_gates: bool,
         on_host: tuple[Tensor, Tensor] | None,
     ) -> tuple[Tensor, Tensor, Gates | None]:
-        pooled: Any  # two tensors, four with gates
         if self.gate == "softmax":
-            pooled = segmented_softmax_attention(x_TD, off_U1, query_BHD, history_of_B, self.segment_width, on_host)
+            pooled = list(
+                segmented_softmax_attention(x_TD, off_U1, query_BHD, history_of_B, self.segment_width, on_host)
+            )
         else:
-            pooled = segmented_target_attention(
-                x_TD,
-                off_U1,
-                query_BHD,
-                self.bias_H,
-                history_of_B,
-                self.segment_width,
-                return_gates=return_gates,
-                on_host=on_host,
+            pooled = list(
+                segmented_target_attention(
+                    x_TD,
+                    off_U1,
+                    query_BHD,
+                    self.bias_H,
+                    history_of_B,
+                    self.segment_width,
+                    return_gates=return_gates,
+                    on_host=on_host,
+                )
             )
         if not return_gates:
             return pooled[0], pooled[1], None
-        return pooled[0], pooled[1], Gates(*pooled[2:], self.segment_width, self.gate)
+        return pooled[0], pooled[1], Gates(pooled[2], pooled[3], self.segment_width, self.gate)
 
     def _with_rank(self, x_TD: Tensor, off_U1: Tensor, query_BHD: Tensor, slope_H: Tensor) -> tuple[Tensor, Tensor]:
         """Events and queries with one more value, whose product is the slope's part of the score."""

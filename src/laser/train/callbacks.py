@@ -117,10 +117,13 @@ class RunRecord(Callback):
 
 
 def model_facts(module: CTRModule, length: int) -> dict[str, Any]:
-    """Class and size of the network, and multiply-accumulates of one sample with ``length`` events."""
+    """Classes of network and encoder, size, and multiply-accumulates of one sample with ``length`` events."""
     tables = sum(weight.size().numel() for _, c in sharded_collections(module) for weight in c.state_dict().values())
     dense = sum(parameter.numel() for parameter in dense_parameters(module).values())
-    facts = {"class": type(module.network).__qualname__, "table_parameters": tables, "dense_parameters": dense}
+    facts: dict[str, Any] = {"class": type(module.network).__qualname__}
+    if hasattr(module.network, "encoder"):
+        facts["encoder"] = type(module.network.encoder).__qualname__
+    facts |= {"table_parameters": tables, "dense_parameters": dense}
     if hasattr(module.network, "costs"):
         costs: Any = module.network.costs(length)  # type: ignore[operator]
         facts |= {"history_length": length, "macs": costs.macs, "sequence_macs": costs.sequence_macs}

@@ -18,6 +18,7 @@ from laser.train.callbacks import RunRecord, Throughput
 from laser.train.checkpoint import read_facts
 from laser.train.checkpoint_files import existing
 from laser.train.datamodule import CTRDataModule
+from laser.train.dropped_options import dropped_options
 from laser.train.failures import ProcessLost
 from laser.train.module import CTRModule
 from laser.train.predictions import PredictionWriter
@@ -86,6 +87,7 @@ class LaserCLI(LightningCLI):
         if self.subcommand == "fit":
             if os.environ.get("LOCAL_RANK", "0") == "0":
                 _say_where_it_begins(config.ckpt_path, run, first_step)
+                _say_what_is_dropped(config)
         else:
             config.trainer.logger = False  # logs tell of training; an evaluation writes its own files
         _place_in_run(config.trainer, run, first_step)
@@ -102,6 +104,13 @@ def _say_where_it_begins(checkpoint: str | None, run: Path, first_step: int) -> 
         print(f"laser fit: going on from {checkpoint}, after step {first_step}")
     elif (run / "config.yaml").exists():
         print(f"laser fit: {run} holds an earlier run; its files are replaced as new ones are written")
+
+
+def _say_what_is_dropped(config: Any) -> None:
+    network = config.model.network
+    if dropped := dropped_options([Path(str(path)) for path in config.config or ()], network.as_dict()):
+        name = network.class_path.rpartition(".")[2]
+        print(f"laser fit: {name} has no {', '.join(dropped)}, which a recipe under the overlay sets: not used")
 
 
 def _seed(seed: bool | int) -> int:

@@ -150,13 +150,18 @@ class CTRModule(pl.LightningModule):
         self.validation = checkpoint["validation"]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Loss of this process's share of the batch; see ``local_loss``."""
+        """Loss of this process's share of the batch; see ``local_loss``. Logged apart: of the clicks, and auxiliary."""
         output = self.network(batch)
         loss = local_loss(output.logit_B, batch, self.trainer.world_size, output.auxiliary_loss)
+        shown = {"train/loss": loss}
+        if output.auxiliary_loss is not None:
+            shown["train/loss"] = local_loss(output.logit_B.detach(), batch, self.trainer.world_size)
+            shown["train/auxiliary_loss"] = output.auxiliary_loss * self.trainer.world_size
         # Not by sync_dist: before it reduces, Lightning lets the host wait for the device and all processes.
-        total = loss.detach() / self.trainer.world_size
+        total = torch.stack([value.detach() for value in shown.values()]) / self.trainer.world_size
         dist.all_reduce(total)
-        self.log("train/loss", total, prog_bar=True, batch_size=batch.global_size)
+        for name, value in zip(shown, total.unbind()):
+            self.log(name, value, prog_bar=name == "train/loss", batch_size=batch.global_size)
         return loss
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
