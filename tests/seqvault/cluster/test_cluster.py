@@ -109,6 +109,9 @@ def _slot(key: bytes) -> int:
 def test_a_repeated_append_is_stored_once(spread: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The answer to the first attempt is lost after the node has done the work."""
     router, model = spread._router, Model()
+    users, events = np.arange(9) % 5, make_events(np.random.default_rng(2), 9)
+    spread.append(users, events)  # every node knows the script from now on
+    model.append(users, events)
     real, lost = router._exchange, []
 
     def losing(batches: dict) -> dict:
@@ -119,7 +122,7 @@ def test_a_repeated_append_is_stored_once(spread: Any, monkeypatch: pytest.Monke
         return answers
 
     monkeypatch.setattr(router, "_exchange", losing)
-    users, events = np.arange(9) % 5, make_events(np.random.default_rng(3), 9)
+    events = make_events(np.random.default_rng(3), 9)
     spread.append(users, events)
     model.append(users, events)
     assert len(lost) == 2

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,39 +57,50 @@ class Served:
 Start = Callable[..., Served]
 
 
+def token_files(folder: Path) -> list[str]:
+    (folder / "read.txt").write_text(READER + "\n")
+    (folder / "write.txt").write_text(f"an-older-writer-token-that-still-counts\n{WRITER}\n")
+    return ["--read_tokens_file", str(folder / "read.txt"), "--write_tokens_file", str(folder / "write.txt")]
+
+
 @pytest.fixture
 def tokens(tmp_path: Path) -> list[str]:
-    (tmp_path / "read.txt").write_text(READER + "\n")
-    (tmp_path / "write.txt").write_text(f"an-older-writer-token-that-still-counts\n{WRITER}\n")
-    return ["--read_tokens_file", str(tmp_path / "read.txt"), "--write_tokens_file", str(tmp_path / "write.txt")]
+    return token_files(tmp_path)
+
+
+def serve(path: Path, tokens: list[str], options: Sequence[object], port: int = 0) -> Served:
+    command = [sys.executable, "-m", "laser.cli", "vault", "serve", str(path), "--port", str(port)]
+    command += ["--metrics_port", "0", *tokens, *map(str, options)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    line = process.stdout.readline()
+    assert line, process.stderr.read()
+    told = json.loads(line)
+    return Served(process, told["location"], told["metrics_port"])
+
+
+def end(served: Served) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        served.process.kill()
+    served.process.communicate()
 
 
 @pytest.fixture
 def start(tokens: list[str]) -> Iterator[Start]:
-    running: list[subprocess.Popen] = []
+    running: list[Served] = []
 
-    def serve(path: Path, *options: object, port: int = 0) -> Served:
-        command = [sys.executable, "-m", "laser.cli", "vault", "serve", str(path), "--port", str(port)]
-        command += ["--metrics_port", "0", *tokens, *map(str, options)]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
-        running.append(process)
-        assert process.stdout is not None
-        assert process.stderr is not None
-        line = process.stdout.readline()
-        assert line, process.stderr.read()
-        told = json.loads(line)
-        return Served(process, told["location"], told["metrics_port"])
+    def started(path: Path, *options: object, port: int = 0) -> Served:
+        running.append(serve(path, tokens, options, port))
+        return running[-1]
 
-    yield serve
-    for process in running:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        process.communicate()
+    yield started
+    for served in running:
+        end(served)
 
 
-@pytest.fixture
-def filled(path: Path, rng: np.random.Generator) -> Path:
+def fill(path: Path, rng: np.random.Generator) -> Path:
     """A vault of 40 users with 6000 events, some packed, some recent."""
     with SeqVault.create(path, FIELDS, dictionaries=["category"]) as vault:
         vault.append(rng.integers(0, 40, 5000), make_events(rng, 5000))
@@ -99,5 +110,20 @@ def filled(path: Path, rng: np.random.Generator) -> Path:
 
 
 @pytest.fixture
+def filled(path: Path, rng: np.random.Generator) -> Path:
+    return fill(path, rng)
+
+
+@pytest.fixture
 def served(filled: Path, start: Start) -> Served:
     return start(filled)
+
+
+@pytest.fixture(scope="module")
+def standing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Served]]:
+    """A vault and a service for tests that change nothing."""
+    folder = tmp_path_factory.mktemp("standing")
+    path = fill(folder / "vault", np.random.default_rng(7))
+    served = serve(path, token_files(folder), ())
+    yield path, served
+    end(served)

@@ -42,9 +42,10 @@ def assert_same(found: Ragged, expected: Ragged) -> None:
 
 
 @pytest.mark.parametrize("zstd", [False, True])
-def test_reads_equal_those_of_the_vault(filled: Path, served: Served, zstd: bool) -> None:
+def test_reads_equal_those_of_the_vault(standing: tuple[Path, Served], zstd: bool) -> None:
     users = np.arange(45)  # five of them unknown
-    with served.connect(READER, zstd=zstd) as remote, SeqVault.open(filled) as vault:
+    path, served = standing
+    with served.connect(READER, zstd=zstd) as remote, SeqVault.open(path) as vault:
         assert remote.layout == vault.layout
         for options in READS:
             assert_same(remote.read(users, **options), vault.read(users, **options))
@@ -68,8 +69,8 @@ def test_appends_are_read_at_once_and_kept(path: Path, start: Start, rng: np.ran
         assert vault.check() == []
 
 
-def test_only_bearers_of_a_token_get_in(filled: Path, served: Served, rng: np.random.Generator) -> None:
-    users, events = [1], make_events(rng, 1)
+def test_only_bearers_of_a_token_get_in(standing: tuple[Path, Served], rng: np.random.Generator) -> None:
+    users, events, served = [1], make_events(rng, 1), standing[1]
     with served.connect(READER) as reader:
         assert len(reader.read([1], last_n=1)["time"]) == 1
         with pytest.raises(ValueError, match="may only read"):
@@ -128,8 +129,8 @@ def test_tls_and_certificates_of_clients(filled: Path, start: Start, tmp_path: P
             stranger.stats()
 
 
-def test_bad_requests_are_one_sentence(served: Served, rng: np.random.Generator) -> None:
-    with served.connect() as remote:
+def test_bad_requests_are_one_sentence(standing: tuple[Path, Served], rng: np.random.Generator) -> None:
+    with standing[1].connect() as remote:
         events = make_events(rng, 2)
         for expected, ask in {
             "no event field 'colour'": lambda: remote.read([1], fields=["colour"]),

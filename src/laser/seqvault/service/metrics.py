@@ -30,6 +30,7 @@ class Metrics:
         self._guard = threading.Lock()
         self._counters: dict[tuple[str, Labels], float] = {}
         self._durations: dict[Labels, list[int]] = {}
+        self._sums: dict[Labels, float] = {}
 
     def add(self, name: str, amount: float = 1, **labels: str) -> None:
         """Raise a counter."""
@@ -42,8 +43,7 @@ class Metrics:
         key = tuple(sorted(labels.items()))
         with self._guard:
             self._durations.setdefault(key, [0] * (len(BUCKETS) + 1))[bisect_left(BUCKETS, seconds)] += 1
-            total = ("seconds_sum", key)
-            self._counters[total] = self._counters.get(total, 0) + seconds
+            self._sums[key] = self._sums.get(key, 0.0) + seconds
 
     def value(self, name: str, **labels: str) -> float:
         """A counter's value, 0 when it was never raised."""
@@ -53,14 +53,17 @@ class Metrics:
         """All figures in Prometheus' text format."""
         lines = []
         with self._guard:
-            counters, durations = dict(self._counters), {key: list(found) for key, found in self._durations.items()}
+            counters, sums = dict(self._counters), dict(self._sums)
+            durations = {key: list(found) for key, found in self._durations.items()}
         for (name, labels), value in sorted(counters.items()):
             lines.append(f"{self._prefix}_{name}{_shown(labels)} {value:g}")
+        lines.append(f"# TYPE {self._prefix}_seconds histogram")
         for labels, counts in sorted(durations.items()):
             total = 0
             for bound, count in zip((*map(str, BUCKETS), "+Inf"), counts):
                 total += count
                 lines.append(f"{self._prefix}_seconds_bucket{_shown((*labels, ('le', bound)))} {total}")
+            lines.append(f"{self._prefix}_seconds_sum{_shown(labels)} {sums[labels]:g}")
             lines.append(f"{self._prefix}_seconds_count{_shown(labels)} {total}")
         for name, value in sorted((dict(self._gauges()) | process_figures()).items()):
             lines.append(f"{self._prefix}_{name} {value:g}")
