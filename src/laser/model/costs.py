@@ -98,8 +98,12 @@ def laser_costs(model: Laser, length: int, form: Form = "folded") -> Costs:
 def whole_costs(model: SequenceModel, length: int, sequence: Costs) -> Costs:
     """The given sequence part of a model, with the parts that all models share."""
     fusion = sum(p.numel() for p in model.get_submodule("fusion").parameters() if p.dim() == 2)
-    # The per-token products are the mixer's 3-D weights: one MAC per weight and sample (the unused router not).
-    mixer = sum(p.numel() for name, p in model.mixer.named_parameters() if p.dim() == 3 and "dense_router" not in name)
+    # One MAC per weight and sample: 3-D ones are products per token (the unused router not), matrices those of Linears.
+    mixer = sum(
+        p.numel()
+        for name, p in model.mixer.named_parameters()
+        if (p.dim() == 3 and "dense_router" not in name) or (p.dim() == 2 and name.endswith(".weight"))
+    )
     return Costs(
         {
             "event_projection": length * model.event.weight.numel(),

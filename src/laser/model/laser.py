@@ -13,7 +13,7 @@ from laser.model.fusion import Fusion
 from laser.model.gsta import GlobalStackedTargetAttention
 from laser.model.output import ModelOutput
 from laser.model.recency import Recency, SegmentRecency
-from laser.model.sequence_model import SequenceModel
+from laser.model.sequence_model import Head, SequenceModel
 from laser.model.sta import Gate, Pooling, SegmentedTargetAttention
 from laser.schema import Schema
 
@@ -45,7 +45,9 @@ class Laser(SequenceModel):
         match_newest: newest matching events that are averaged.
         match_gate: gates also know which of those events match, by a learned weight per pair and head.
         gate_rank_bias: the bias of the gates has a learned slope in log(1 + rank from the newest event).
-        mixer_tokens: tokens of the RankMixer; must divide mixer_width.
+        head: network over the tokens: "rankmixer" (paper), or "tokenmixer_large", "dcnv2" or "final_mlp", which take
+            the options of the mixer for their own sizes.
+        mixer_tokens: tokens of the head; must divide mixer_width where tokens are mixed.
         mixer_width: width of its tokens.
         mixer_layers: its blocks.
         mixer_multiple: hidden width of its feed-forward networks in units of mixer_width.
@@ -87,6 +89,7 @@ class Laser(SequenceModel):
         match_newest: int = 16,
         match_gate: bool = False,
         gate_rank_bias: bool = False,
+        head: Head = "rankmixer",
         mixer_tokens: int = 16,
         mixer_width: int = 256,
         mixer_layers: int = 2,
@@ -149,6 +152,7 @@ class Laser(SequenceModel):
             matched_widths=[width + 1] * len(self.matched.pairs),
         )
         self.add_head(
+            head=head,
             tokens=mixer_tokens,
             width=mixer_width,
             num_layers=mixer_layers,

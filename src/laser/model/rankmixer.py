@@ -26,6 +26,15 @@ def mix_tokens(x_BMD: Tensor) -> Tensor:
     return x_BMD.view(B, M, M, D // M).transpose(1, 2).reshape(B, M, D)
 
 
+def check_mixing(tokens: int, width: int) -> None:
+    """Raise ValueError when tokens of this width cannot be mixed."""
+    if width % tokens:
+        raise ValueError(
+            f"mixer_width {width} is not a multiple of mixer_tokens {tokens}; "
+            "token mixing cuts every token into that many slices"
+        )
+
+
 def per_token_weight(tokens: int, inputs: int, outputs: int) -> nn.Parameter:
     """[tokens, inputs, outputs], each slice U(-1/sqrt(inputs), 1/sqrt(inputs)).
 
@@ -183,11 +192,8 @@ class RankMixer(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if width % tokens:
-            raise ValueError(
-                f"mixer_width {width} is not a multiple of mixer_tokens {tokens}; "
-                "token mixing cuts every token into that many slices"
-            )
+        check_mixing(tokens, width)
+        self.width = width
         self.blocks = nn.ModuleList()
         for layer in range(num_layers):
             feed_forward = (

@@ -8,6 +8,7 @@ Legend of shape suffixes: B samples; T history events, packed; M tokens; D width
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +18,14 @@ from laser.model.dense import linear
 from laser.model.dropout import EventDropout, TokenDropout
 from laser.model.embeddings import Found, TableEmbeddings, total_width
 from laser.model.event_slots import EventSlots
+from laser.model.heads import DCNv2, FinalMLP, TokenMixerLarge
 from laser.model.matching import MatchedEvents
 from laser.model.rankmixer import RankMixer
 from laser.model.recency import EventRecency, owner, rank_from_newest
 from laser.schema import Schema
+
+Head = Literal["rankmixer", "tokenmixer_large", "dcnv2", "final_mlp"]
+HEADS = {"tokenmixer_large": TokenMixerLarge, "dcnv2": DCNv2, "final_mlp": FinalMLP}
 
 
 class SequenceModel(nn.Module):
@@ -72,6 +77,7 @@ class SequenceModel(nn.Module):
     def add_head(
         self,
         *,
+        head: Head,
         tokens: int,
         width: int,
         num_layers: int,
@@ -81,12 +87,23 @@ class SequenceModel(nn.Module):
         dropout: float,
         seed: int,
     ) -> None:
-        """Make the RankMixer and the logit; arguments as in ``RankMixer``, ``dropout`` of the tokens' elements."""
+        """Make the head's network and the logit.
+
+        Arguments as in ``RankMixer``, ``dropout`` of the tokens' elements; ``head`` may name another network.
+
+        Raises:
+            ValueError: when sizes do not fit together, or experts are asked of another head.
+        """
         self.token_dropout = TokenDropout(dropout, seed)
-        self.mixer = RankMixer(
-            tokens, width, num_layers=num_layers, multiple=multiple, experts=experts, budget=budget, seed=seed
-        )
-        self.logit = linear(width, 1)
+        if head == "rankmixer":
+            self.mixer: nn.Module = RankMixer(
+                tokens, width, num_layers=num_layers, multiple=multiple, experts=experts, budget=budget, seed=seed
+            )
+        else:
+            if experts:
+                raise ValueError(f"experts is {experts}, which is for head rankmixer, and head is {head}; set it to 0")
+            self.mixer = HEADS[head](tokens, width, num_layers=num_layers, multiple=multiple)
+        self.logit = linear(self.mixer.width, 1)  # type: ignore[arg-type]
 
     def _events(self, history: list[Found], batch: Batch) -> Tensor:
         """Event vectors with recency, after dropout of whole events.

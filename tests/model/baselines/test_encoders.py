@@ -22,6 +22,7 @@ from laser.model.baselines.newest_mean import NewestMean
 from laser.model.baselines.sdim import SDIM
 from laser.model.baselines.sim import SIM
 from laser.model.baselines.stca import STCA
+from laser.model.baselines.transact import TransAct
 from laser.model.baselines.transformer import Transformer
 from laser.model.baselines.twin import TWIN
 from laser.train.module import CTRModule
@@ -42,6 +43,8 @@ ENCODERS = [
     (STCA, {}),
     (HSTU, {}),
     (HSTU, {"num_layers": 2}),
+    (TransAct, {}),
+    (TransAct, {"newest": 7, "newest_outputs": 3}),
     (LONGER, {"newest": 5}),
     (LONGER, {"merge": 1, "self_layers": 2}),
 ]

@@ -19,7 +19,7 @@ from laser.model.costs import Costs, Form, whole_costs
 from laser.model.embeddings import total_width
 from laser.model.fusion import Tokens, newest_mean
 from laser.model.output import ModelOutput
-from laser.model.sequence_model import SequenceModel
+from laser.model.sequence_model import Head, SequenceModel
 from laser.schema import Schema
 
 
@@ -37,7 +37,9 @@ class EncoderModel(SequenceModel):
         match: field of the target or context by field of the history, both on one table: for each pair the mixer is
             also given the mean of the newest events that equal the target there, and their number (not in the paper).
         match_newest: newest matching events that are averaged.
-        mixer_tokens: tokens of the RankMixer; must divide mixer_width.
+        head: network over the tokens: "rankmixer" (paper), or "tokenmixer_large", "dcnv2" or "final_mlp", which take
+            the options of the mixer for their own sizes.
+        mixer_tokens: tokens of the head; must divide mixer_width where tokens are mixed.
         mixer_width: width of its tokens.
         mixer_layers: its blocks.
         mixer_multiple: hidden width of its feed-forward networks in units of mixer_width.
@@ -66,6 +68,7 @@ class EncoderModel(SequenceModel):
         newest_events: int = 100,
         match: dict[str, str] | None = None,
         match_newest: int = 16,
+        head: Head = "rankmixer",
         mixer_tokens: int = 16,
         mixer_width: int = 256,
         mixer_layers: int = 2,
@@ -105,6 +108,7 @@ class EncoderModel(SequenceModel):
         groups += [width + 1] * len(self.matched.pairs)
         self.fusion = Tokens(groups, mixer_tokens, mixer_width)
         self.add_head(
+            head=head,
             tokens=mixer_tokens,
             width=mixer_width,
             num_layers=mixer_layers,
