@@ -19,7 +19,7 @@ def test_the_first_updates_weigh_alike_and_later_ones_by_the_decay():
 @pytest.mark.parametrize(("options", "words"), [({"decay": 1.1}, "decay is 1.1"), ({"every": 0}, "every is 0")])
 def test_what_cannot_be_meant_is_refused(options, words):
     with pytest.raises(ValueError, match=words):
-        Average(**options)
+        Average(**options).check(Storage())
 
 
 @pytest.mark.parametrize("table", [TableStorage(weights="float16"), TableStorage(memory="uvm_caching")], ids=str)

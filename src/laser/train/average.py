@@ -40,18 +40,16 @@ class Average:
     start_step: int = 0
     every: int = 8
 
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.decay <= 1.0:
-            raise ValueError(f"model.average.decay is {self.decay}; expected a number in [0, 1], such as 0.999")
-        if self.every < 1:
-            raise ValueError(f"model.average.every is {self.every}; expected a number of steps of at least 1")
-
     def check(self, storage: Storage) -> None:
-        """Refuse tables that cannot be averaged in place.
+        """Refuse numbers that cannot be meant, and tables that cannot be averaged in place.
 
         Raises:
             ValueError: naming the setting.
         """
+        if not 0.0 <= self.decay <= 1.0:
+            raise ValueError(f"model.average.decay is {self.decay}; expected a number in [0, 1], such as 0.999")
+        if self.every < 1:
+            raise ValueError(f"model.average.every is {self.every}; expected a number of steps of at least 1")
         for each in storage.used:
             if each.weights != "float32" or each.memory == "uvm_caching":
                 raise ValueError(

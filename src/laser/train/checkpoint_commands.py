@@ -34,7 +34,7 @@ def inspect(path: Path) -> None:
     for name in stored.names:
         shape, kind = "x".join(map(str, stored.size(name))) or "scalar", str(stored.dtype(name)).removeprefix("torch.")
         print(f"{stored.nbytes(name):16,}  {stored.pieces(name):6}  {kind:10}{shape:20}{name}")
-    for part in ("model", "tables", "dense"):
+    for part in sorted({name.partition(".")[0] for name in stored.names}):
         total = sum(stored.nbytes(name) for name in stored.names if name.startswith(f"{part}."))
         print(f"{total:16,}  all of {part}.*")
 
