@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import signal
 import threading
 import time
 import uuid
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 from laser.seqvault import Field, SeqVault
-from tests.seqvault.cluster.conftest import Cluster
+from tests.seqvault.cluster.conftest import Cluster, wait_until
 from tests.seqvault.conftest import FIELDS, Model, make_events
 
 pytest.importorskip("redis", reason="needs redis-py: pip install 'laser-ctr[cluster]'")
@@ -193,13 +194,19 @@ def test_nodes_die_and_slots_move_under_traffic(cluster: Cluster, name: str, rou
 def test_what_no_replica_confirms_is_not_acknowledged(cluster: Cluster, name: str) -> None:
     fields = [Field("time", "int64")]
     ClusterVault.create(cluster.nodes, name, fields).close()
-    with ClusterVault.open(cluster.nodes, name, timeout=1.0, node_timeout=0.4) as opened:
+    with ClusterVault.open(cluster.nodes, name, timeout=3.0, node_timeout=0.4) as opened:
         primary = cluster.owner(_slot(opened._key(5)))
         replica = int(cluster.ask(primary, "ROLE")[2][0][1])
-        cluster.processes[replica].send_signal(19)  # SIGSTOP
+        cluster.kill(replica)
+        wait_until(lambda: opened.append([5], {"time": [0]}), "a primary without replica takes no appends")
+        cluster.start(replica)
+        cluster.wait_ready()
+        time.sleep(1.0)  # from now on the one that has come back counts again
+        opened._router.timeout = 0.8  # less than the cluster takes to give the replica up
+        cluster.processes[replica].send_signal(signal.SIGSTOP)
         try:
             with pytest.raises(TimeoutError, match="replicas have confirmed"):
                 opened.append([5], {"time": [1]})
         finally:
-            cluster.processes[replica].send_signal(18)
+            cluster.processes[replica].send_signal(signal.SIGCONT)
     cluster.wait_ready()

@@ -38,6 +38,10 @@ from laser.seqvault.cluster.scripts import Script
 
 SLOTS = 16384
 FIRST_PAUSE, LONGEST_PAUSE = 0.01, 0.25
+LOOK_SECONDS = 0.5
+"""How long a primary may be believed to have fewer replicas than are wanted."""
+MANY = SLOTS
+"""Replicas of a primary of which no more is known than that slots have moved there."""
 Address = tuple[str, int]
 PASSING = (BusyLoadingError, ClusterDownError, MasterDownError, ReadOnlyError, TryAgainError)
 """Answers of a cluster that is changing; the command was not run."""
@@ -99,6 +103,7 @@ class Router:
         self._owners = np.full(SLOTS, -1, np.int32)
         self._primaries: list[Address] = []
         self._replicas: list[int] = []
+        self._learned = 0.0
         self.refresh()
 
     def run(self, calls: Sequence[Call], *, replicas: int = 0) -> list[Any]:
@@ -114,6 +119,8 @@ class Router:
             OSError: when a node answers with an error that repeating does not mend.
         """
         end, pause, left = time.monotonic() + self.timeout, FIRST_PAUSE, list(calls)
+        if any(count < replicas for count in self._replicas) and time.monotonic() - self._learned > LOOK_SECONDS:
+            self.refresh(required=False)  # a replica that has come back must be waited for again
         while True:
             problems: list[str] = []
             left = self._attempt(left, replicas, problems)
@@ -168,6 +175,7 @@ class Router:
             owners[int(first) : int(last) + 1] = primaries.index(address)
         with self._guard:
             self._owners, self._primaries, self._replicas = owners, primaries, replicas
+            self._learned = time.monotonic()
 
     def _attempt(self, calls: list[Call], replicas: int, problems: list[str]) -> list[Call]:
         """Send all calls once; returns those to be sent again."""
@@ -253,7 +261,7 @@ class Router:
         with self._guard:
             if target not in self._primaries:
                 self._primaries.append(target)
-                self._replicas.append(0)
+                self._replicas.append(MANY)
             self._owners[slot] = self._primaries.index(target)
 
     def _exchange(self, batches: dict[Address, list[tuple[Any, ...]]]) -> dict[Address, Any]:

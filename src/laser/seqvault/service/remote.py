@@ -74,14 +74,16 @@ class RemoteVault:
         except (pa.ArrowException, OSError) as error:
             raise ValueError(f"cannot use location {location!r} ({_first_line(error)})") from None
         self._described: dict[str, Any] | None = None
+        self._layout: Layout | None = None
 
     @property
     def layout(self) -> Layout:
         """Fields of an event; asked for once."""
-        found = self._description()
-        return Layout(
-            tuple(Field(*each) for each in found["fields"]), tuple(DerivedField(*each) for each in found["derived"])
-        )
+        if self._layout is None:
+            found = self._description()
+            derived = tuple(DerivedField(*each) for each in found["derived"])
+            self._layout = Layout(tuple(Field(*each) for each in found["fields"]), derived)
+        return self._layout
 
     def read(
         self,
