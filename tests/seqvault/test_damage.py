@@ -170,6 +170,20 @@ def test_lost_index_is_rebuilt_with_a_warning(path: Path, rng: np.random.Generat
         assert vault.check() == []
 
 
+def test_an_index_of_another_version_is_rebuilt(path: Path) -> None:
+    with SeqVault.create(path, SMALL) as vault:
+        vault.append([1, 1, 2], small_events(0, 3))
+        vault.checkpoint()
+    (index,) = path.glob("*.idx")
+    data = index.read_bytes()
+    index.write_bytes(data[:8] + (1).to_bytes(4, "little") + data[12:])
+    with pytest.warns(UserWarning, match=r"has format version 1, this release reads 2; the index is rebuilt"):
+        vault = SeqVault.open(path, "a")
+    with vault:
+        assert vault.read([1, 2]).lengths.tolist() == [2, 1]
+        assert vault.check() == []
+
+
 def test_manifest_damage_and_versions(path: Path) -> None:
     SeqVault.create(path, SMALL).close()
     manifest = path / "MANIFEST"

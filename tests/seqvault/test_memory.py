@@ -77,3 +77,20 @@ def test_a_dictionary_takes_its_ids(tmp_path: Path) -> None:
         ids = len(vault.dictionary("item"))
     assert 8 * ids <= said < 9 * ids + MiB
     assert grown < said + 8 * ids + 8 * MiB  # the file's bytes are there beside the ids while these are loaded
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_the_index_takes_at_most_40_bytes_a_user(tmp_path: Path, saved: bool) -> None:
+    """Of users with one chunk: 32 for its row, the rest for the table."""
+    users = np.random.default_rng(6).integers(0, 2**64, 30_000, np.uint64)
+    with SeqVault.create(tmp_path / "vault", FIELDS, maintenance_rate=0) as vault:
+        columns = {"time": np.arange(30_000), "item": np.arange(30_000), "action": np.zeros(30_000, np.uint8)}
+        vault.append(users, columns)
+        vault.checkpoint()
+        if saved:
+            vault._writing().save_index()
+        assert vault.stats()["users"] == 30_000
+        assert vault.stats()["index_bytes_per_user"] <= (37 if saved else 40)
+        vault.append(users[:10_000], {name: values[:10_000] for name, values in columns.items()})
+        vault.compact()
+        assert vault.read(users[:2]).lengths.tolist() == [2, 2]

@@ -146,9 +146,9 @@ def _check_snapshot(folder: Path, manifest: Manifest, rebuilt: Index, problems: 
 def _described(index: Index) -> dict[int, list[int]]:
     described = {}
     for row in index.rows[: index.used[0]]:
-        chain, chunk = [int(row["last"])], int(row["head"])
-        while chunk >= 0:
-            chain.append(int(index.chunks[chunk]["place"]))
-            chunk = int(index.chunks[chunk]["older"])
+        chain, record = [int(row["last"]), int(row["place"])], int(row["older"])
+        while record >= 0:
+            chain.append(int(index.chunks[record]["place"]))
+            record = int(index.chunks[record]["older"])
         described[int(row["user"])] = chain
     return described

@@ -1,8 +1,8 @@
 """The DRAM index: where each user's chunks lie, newest first.
 
-About 41 bytes a user with up to 1000 events and 16 for each further chunk: an open-addressing table of row numbers
-(4 bytes a slot), a row per user (20), a record per chunk (16). Chunks of a user form a chain from the newest to the
-oldest, so appending one touches nothing but the row.
+About 37 bytes a user with up to 1000 events and 16 for each further chunk: an open-addressing table of row numbers
+(4 bytes a slot), a row per user with the record of the newest chunk (32), a record per older chunk (16). Chunks of a
+user form a chain from the newest to the oldest; a chunk that is followed by a newer one moves from the row to a record.
 
 A segment's directory is a list of edits of this index; each says how many of the user's oldest chunks stay ("keep")
 before its own chunk follows. "keep" counts from the old end, so that replaying stays right when a segment whose chunks
@@ -31,15 +31,19 @@ ENTRY = np.dtype(
 """One edit of a directory: timestamps of the chunk's first and last event, its place in words, its events. ``count`` 0
 is a chunk that does not exist: the user's older chunks beyond ``keep`` are dropped and nothing follows."""
 
-ROW = np.dtype([("user", "<u8"), ("last", "<i8"), ("head", "<i4")])
+ROW = np.dtype([("user", "<u8"), ("last", "<i8"), ("place", "<u8"), ("first", "<f4"), ("older", "<i4")])
+"""A user: timestamp of the newest event, the newest chunk, and the record of the next older one or -1."""
 CHUNK = np.dtype([("place", "<u8"), ("first", "<f4"), ("older", "<i4")])
-"""``place``: segment slot (13 bits from the top), offset in words (27), words (14), events (10). ``first``: timestamp
-of the first event rounded down to float32, enough to pass over chunks that lie wholly after a cut."""
+"""``place``: segment slot (13 bits from the top), offset in words (27), words (14), events (10); 0 in a row: no chunk.
+``first``: timestamp of the first event rounded down to float32, enough to pass over chunks that lie wholly after a
+cut."""
 
 MAX_SLOTS = 1 << 13
 MAX_SEGMENT_WORDS = 1 << 27
 NEVER = np.iinfo(np.int64).min
-LOAD = 0.8
+LOAD = 0.875
+"""Share of the table in use at most."""
+NO_PLACE = np.uint64(0)
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
@@ -95,6 +99,14 @@ def find_row(table: np.ndarray, rows: np.ndarray, user: Any) -> Any:
 
 
 @kernel
+def next_older(chunks: np.ndarray, record: int) -> Any:
+    """Place, first timestamp and next older record of a chunk by its record; place 0 when there is none."""
+    if record < 0:
+        return NO_PLACE, np.float32(0), np.int32(-1)
+    return chunks[record].place, chunks[record].first, chunks[record].older
+
+
+@kernel
 def _floor_float(value: int) -> Any:
     """Largest float32 not above an int64."""
     rounded = np.float32(value)
@@ -135,42 +147,51 @@ def _apply(
             row = used[0]
             used[0] += 1
             rows[row].user = entry.user
-            rows[row].head = -1
-        head, length = rows[row].head, 0
-        older = head
-        while older >= 0:
-            length += 1
-            older = chunks[older].older
-        for _ in range(length - np.int64(entry.keep)):
-            place = chunks[head].place
-            live[slot_of(place)] -= words_of(place)
-            used[2] += 1
-            used[3] -= count_of(place)
-            head = chunks[head].older
+            rows[row].place = NO_PLACE
+            rows[row].older = -1
+        for _ in range(num_chunks_of(rows, row, chunks) - np.int64(entry.keep)):
+            _drop_newest(rows, row, chunks, used, live)
         rows[row].last = NEVER
         if entry.count > 0:
-            chunks[used[1]].place = place_of(slot, entry.offset, entry.words, entry.count)
-            chunks[used[1]].first = _floor_float(entry.first)
-            chunks[used[1]].older = head
-            live[slot] += entry.words
-            used[3] += entry.count
+            if rows[row].place != NO_PLACE:
+                chunks[used[1]].place = rows[row].place
+                chunks[used[1]].first = rows[row].first
+                chunks[used[1]].older = rows[row].older
+                rows[row].older = used[1]
+                used[1] += 1
+            rows[row].place = place_of(slot, entry.offset, entry.words, entry.count)
+            rows[row].first = _floor_float(entry.first)
             rows[row].last = entry.last
-            head = used[1]
-            used[1] += 1
-        rows[row].head = head
+            live[slot] += entry.words
+            used[2] += entry.count
     return len(entries)
 
 
 @kernel
+def num_chunks_of(rows: np.ndarray, row: int, chunks: np.ndarray) -> int:
+    """Chunks of a row's user."""
+    length, record = 0, rows[row].older
+    if rows[row].place != NO_PLACE:
+        length = 1
+    while record >= 0:
+        length += 1
+        record = chunks[record].older
+    return length
+
+
+@kernel
+def _drop_newest(rows: np.ndarray, row: int, chunks: np.ndarray, used: np.ndarray, live: np.ndarray) -> None:
+    """Take a user's newest chunk off; the next older one moves into the row, its record stays unused."""
+    place = rows[row].place
+    live[slot_of(place)] -= words_of(place)
+    used[2] -= count_of(place)
+    rows[row].place, rows[row].first, rows[row].older = next_older(chunks, rows[row].older)
+
+
+@kernel
 def _forget(row: int, rows: np.ndarray, chunks: np.ndarray, used: np.ndarray, live: np.ndarray) -> None:
-    head = rows[row].head
-    while head >= 0:
-        place = chunks[head].place
-        live[slot_of(place)] -= words_of(place)
-        used[2] += 1
-        used[3] -= count_of(place)
-        head = chunks[head].older
-    rows[row].head = -1
+    while rows[row].place != NO_PLACE:
+        _drop_newest(rows, row, chunks, used, live)
     rows[row].last = NEVER
 
 
@@ -178,22 +199,22 @@ def _forget(row: int, rows: np.ndarray, chunks: np.ndarray, used: np.ndarray, li
 def _compacted(
     rows: np.ndarray, num_rows: int, chunks: np.ndarray, new_rows: np.ndarray, new_chunks: np.ndarray
 ) -> Any:
-    """Copy rows that have chunks, and their chains; returns (rows, chunks) copied."""
+    """Copy rows that have chunks, and their chains; returns (rows, chunk records) copied."""
     num_new, num_chunks = 0, 0
     for row in range(num_rows):
-        head = rows[row].head
-        if head < 0:
+        if rows[row].place == NO_PLACE:
             continue
-        new_rows[num_new].user = rows[row].user
-        new_rows[num_new].last = rows[row].last
-        new_rows[num_new].head = num_chunks
-        num_new += 1
-        while head >= 0:
-            new_chunks[num_chunks].place = chunks[head].place
-            new_chunks[num_chunks].first = chunks[head].first
-            head = chunks[head].older
-            new_chunks[num_chunks].older = num_chunks + 1 if head >= 0 else -1
+        new_rows[num_new] = rows[row]
+        record = rows[row].older
+        if record >= 0:
+            new_rows[num_new].older = num_chunks
+        while record >= 0:
+            new_chunks[num_chunks].place = chunks[record].place
+            new_chunks[num_chunks].first = chunks[record].first
+            record = chunks[record].older
+            new_chunks[num_chunks].older = num_chunks + 1 if record >= 0 else -1
             num_chunks += 1
+        num_new += 1
     return num_new, num_chunks
 
 
@@ -204,15 +225,15 @@ class Index:
         self.rows = np.zeros(16, ROW) if rows is None else rows
         self.chunks = np.zeros(16, CHUNK) if chunks is None else chunks
         num_rows, num_chunks = (0, 0) if rows is None or chunks is None else (len(rows), len(chunks))
-        self.used = np.array([num_rows, num_chunks, 0, 0], np.int64)
-        """Rows, chunk records, superseded chunk records, events."""
+        self.used = np.array([num_rows, num_chunks, 0], np.int64)
+        """Rows, chunk records (superseded ones included), events."""
         self.live = np.zeros(MAX_SLOTS, np.int64)
         """Words of live chunks per segment slot."""
         self.table = np.full(max(16, int(len(self.rows) / LOAD) + 1), -1, np.int32)
         _rehash(self.table, self.rows, num_rows)
-        if num_chunks:
-            places = self.chunks["place"]
-            self.used[3] = (places & np.uint64(0x3FF)).sum()
+        if num_rows:
+            places = np.concatenate([self.rows["place"], self.chunks["place"][:num_chunks]])
+            self.used[2] = (places & np.uint64(0x3FF)).sum()
             words = ((places >> np.uint64(10)) & np.uint64(0x3FFF)).astype(np.float64)
             slots = (places >> np.uint64(51)).astype(np.int64)
             self.live[:] = np.bincount(slots, words, MAX_SLOTS).astype(np.int64)
@@ -248,7 +269,7 @@ class Index:
     def forget(self, user: int) -> bool:
         """Drop all chunks of a user; whether there were any."""
         row = find_row(self.table, self.rows, np.uint64(user))
-        if row < 0 or self.rows[row]["head"] < 0:
+        if row < 0 or self.rows[row]["place"] == NO_PLACE:
             return False
         _forget(row, self.rows, self.chunks, self.used, self.live)
         return True
@@ -263,7 +284,7 @@ class Index:
     def users(self) -> np.ndarray:
         """Ids of users with at least one chunk."""
         rows = self.rows[: self.used[0]]
-        return rows["user"][rows["head"] >= 0]
+        return rows["user"][rows["place"] != NO_PLACE]
 
     @property
     def nbytes(self) -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from laser.seqvault.index import Index, count_of, find_row
+from laser.seqvault.index import NO_PLACE, Index, count_of, find_row, next_older
 from laser.seqvault.jit import kernel
 from laser.seqvault.tail import EMPTY, Tail, find_tail
 
@@ -29,10 +29,10 @@ def _count_stored(
         row = find_row(table, rows, users[position])
         if row < 0:
             continue
-        chunk = rows[row].head
-        while chunk >= 0:
-            lengths[position] += count_of(chunks[chunk].place)
-            chunk = chunks[chunk].older
+        place, record = rows[row].place, rows[row].older
+        while place != NO_PLACE:
+            lengths[position] += count_of(place)
+            place, _, record = next_older(chunks, record)
 
 
 @kernel

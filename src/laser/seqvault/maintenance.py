@@ -15,14 +15,15 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from laser.seqvault.catalog import SEGMENT_BYTES, Block
-from laser.seqvault.index import Index, count_of
+from laser.seqvault.catalog import SEGMENT_BYTES
+from laser.seqvault.index import NO_PLACE, Index, count_of, next_older, num_chunks_of
 from laser.seqvault.jit import kernel
 from laser.seqvault.manifest import SegmentEntry
 from laser.seqvault.plan import make_plan
 from laser.seqvault.reading import execute
 from laser.seqvault.rewriting import Rewrite
 from laser.seqvault.segment import HEADER_BYTES
+from laser.seqvault.staging import Block
 from laser.seqvault.storing import blocks, pack_sorted
 from laser.seqvault.writing import Writer
 
@@ -211,20 +212,17 @@ def _crowded(
 ) -> int:
     found = 0
     for row in range(num_rows):
-        chunk, events, extents = rows[row].head, 0, 0
-        while chunk >= 0 and events < full:
-            count = count_of(chunks[chunk].place)
+        place, record, events, extents = rows[row].place, rows[row].older, 0, 0
+        while place != NO_PLACE and events < full:
+            count = count_of(place)
             if count >= full:
                 break
             events += count
             extents += 1
-            chunk = chunks[chunk].older
+            place, _, record = next_older(chunks, record)
         if extents > MOST_EXTENTS:
             users[found] = rows[row].user
             merged[found] = events
-            keep[found] = 0
-            while chunk >= 0:
-                keep[found] += 1
-                chunk = chunks[chunk].older
+            keep[found] = num_chunks_of(rows, row, chunks) - extents
             found += 1
     return found

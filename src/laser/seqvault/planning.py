@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from laser.seqvault.index import count_of, find_row
+from laser.seqvault.index import GOLDEN, NO_PLACE, count_of, find_row, next_older
 from laser.seqvault.jit import kernel
 from laser.seqvault.tail import EMPTY, MIXED, find_tail
 
@@ -72,7 +72,7 @@ def choose_chunks(
     rows: np.ndarray,
     chunks: np.ndarray,
     piece_off: np.ndarray,
-    piece_chunk: np.ndarray,
+    piece_place: np.ndarray,
     piece_sure: np.ndarray,
 ) -> int:
     """Chunks that can hold the newest ``wanted`` events before each cut; returns P, or -1 if the arrays are short.
@@ -87,45 +87,40 @@ def choose_chunks(
             continue
         cut = before[request]
         sure = unlimited or rows[row].last < cut
-        chunk, missing = rows[row].head, wanted[request]
-        while chunk >= 0 and missing > 0:
-            first = chunks[chunk].first
+        place, first, record, missing = rows[row].place, rows[row].first, rows[row].older, wanted[request]
+        while place != NO_PLACE and missing > 0:
             if sure or np.int64(first) < cut:
-                if pieces == len(piece_chunk):
+                if pieces == len(piece_place):
                     return -1
-                piece_chunk[pieces], piece_sure[pieces] = chunk, sure
+                piece_place[pieces], piece_sure[pieces] = place, sure
                 pieces += 1
                 if sure:
-                    missing -= count_of(chunks[chunk].place)
+                    missing -= count_of(place)
                 elif np.float64(np.nextafter(first, np.float32(np.inf))) < 9.2e18 and (
                     np.int64(np.nextafter(first, np.float32(np.inf))) <= cut
                 ):
                     # The true first timestamp is below the next float, so all older chunks end before the cut.
                     sure = True
-            chunk = chunks[chunk].older
+            place, first, record = next_older(chunks, record)
     piece_off[len(users)] = pieces
     return pieces
 
 
 @kernel
-def distinct_chunks(
-    piece_chunk: np.ndarray, chunks: np.ndarray, table: np.ndarray, piece_at: np.ndarray, places: np.ndarray
-) -> int:
+def distinct_chunks(piece_place: np.ndarray, table: np.ndarray, piece_at: np.ndarray, places: np.ndarray) -> int:
     """Number the distinct chunks: ``piece_at`` per piece, ``places`` per distinct chunk; returns Q.
 
     ``table`` is int32, filled with -1, a power of two of at least 2 P slots.
     """
     count = 0
-    owner = np.empty(len(piece_chunk), np.int32)
-    for piece in range(len(piece_chunk)):
-        chunk = piece_chunk[piece]
-        slot = np.int64(np.uint64(chunk) * np.uint64(0x9E3779B1)) & (len(table) - 1)
-        while table[slot] >= 0 and owner[table[slot]] != chunk:
+    for piece in range(len(piece_place)):
+        place = piece_place[piece]
+        slot = np.int64((place * GOLDEN) >> np.uint64(32)) & (len(table) - 1)
+        while table[slot] >= 0 and places[table[slot]] != place:
             slot = (slot + 1) & (len(table) - 1)
         if table[slot] < 0:
             table[slot] = count
-            owner[count] = chunk
-            places[count] = chunks[chunk].place
+            places[count] = place
             count += 1
         piece_at[piece] = table[slot]
     return count
@@ -155,15 +150,15 @@ def chunks_to_merge(
         row = find_row(table, rows, users[index])
         if row < 0:
             continue
-        chunk, merging = rows[row].head, True
+        place, first, record, merging = rows[row].place, rows[row].first, rows[row].older, True
         overlapping = oldest[index] < rows[row].last
-        while chunk >= 0:
-            count = count_of(chunks[chunk].place)
+        while place != NO_PLACE:
+            count = count_of(place)
             merging = merging and (overlapping or (count < full and count <= 4 * (merged[index] + coming[index])))
             if merging:
                 merged[index] += count
             else:
                 keep[index] += 1
             # No older chunk has anything newer than this one's first event, which lies below the next float32.
-            overlapping = overlapping and np.nextafter(chunks[chunk].first, np.float32(np.inf)) >= oldest[index]
-            chunk = chunks[chunk].older
+            overlapping = overlapping and np.nextafter(first, np.float32(np.inf)) >= oldest[index]
+            place, first, record = next_older(chunks, record)

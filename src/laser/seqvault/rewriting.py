@@ -15,11 +15,21 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from laser.seqvault.catalog import Block
-from laser.seqvault.index import MAX_SLOTS, Index, count_of, offset_of, place_of, slot_of, words_of
+from laser.seqvault.index import (
+    MAX_SLOTS,
+    NO_PLACE,
+    Index,
+    count_of,
+    next_older,
+    offset_of,
+    place_of,
+    slot_of,
+    words_of,
+)
 from laser.seqvault.jit import kernel
 from laser.seqvault.manifest import SegmentEntry
 from laser.seqvault.segment import HEADER_BYTES, Segment
+from laser.seqvault.staging import Block
 
 COPY_WORDS = 1 << 19
 """Words copied at a time."""
@@ -32,20 +42,20 @@ def _live_offsets(
     """Slot and offset of each chunk in use in the ``wanted`` slots; returns their number, also when room is short."""
     found = 0
     for row in range(num_rows):
-        chunk = rows[row].head
-        while chunk >= 0:
-            slot = slot_of(chunks[chunk].place)
+        place, record = rows[row].place, rows[row].older
+        while place != NO_PLACE:
+            slot = slot_of(place)
             if wanted[slot]:
                 if found < len(slots):
-                    slots[found], offsets[found] = slot, offset_of(chunks[chunk].place)
+                    slots[found], offsets[found] = slot, offset_of(place)
                 found += 1
-            chunk = chunks[chunk].older
+            place, _, record = next_older(chunks, record)
     return found
 
 
 @kernel
 def relocate(
-    chunks: np.ndarray,
+    records: np.ndarray,
     used: int,
     first: np.ndarray,
     last: np.ndarray,
@@ -53,12 +63,14 @@ def relocate(
     new: np.ndarray,
     slot: int,
 ) -> None:
-    """Give chunk records the places that their chunks moved to, in segment ``slot``.
+    """Give ``used`` records, of rows or of chunks, the places that their chunks moved to, in segment ``slot``.
 
     The chunks that were in slot s are ``first[s]`` to ``last[s]`` of ``old`` (their offsets, ascending) and ``new``.
     """
-    for chunk in range(used):
-        place = chunks[chunk].place
+    for record in range(used):
+        place = records[record].place
+        if place == NO_PLACE:
+            continue
         low, high = first[slot_of(place)], last[slot_of(place)]
         offset, end = offset_of(place), high
         while low < high:
@@ -68,7 +80,7 @@ def relocate(
             else:
                 high = middle
         if low < end and old[low] == offset:
-            chunks[chunk].place = place_of(slot, new[low], words_of(place), count_of(place))
+            records[record].place = place_of(slot, new[low], words_of(place), count_of(place))
 
 
 @dataclass
@@ -124,15 +136,20 @@ class Rewrite:
                 return {entry.slot: offsets[slots == entry.slot] for entry in self.run}
             room = found
 
-    def moved(self, index: Index, slot: int) -> np.ndarray:
-        """The chunk records of ``index``, a later one, with the places in segment ``slot``."""
+    def moved(self, index: Index, slot: int) -> Index:
+        """``index``, a later one, with the places in segment ``slot``; the users are the same."""
         first, last, start = np.zeros(MAX_SLOTS, np.int64), np.zeros(MAX_SLOTS, np.int64), 0
         for entry, old in zip(self.run, self._old):
             first[entry.slot], last[entry.slot] = start, start + len(old)
             start += len(old)
-        chunks = index.chunks.copy()
-        relocate(chunks, int(index.used[1]), first, last, np.concatenate(self._old), np.concatenate(self._new), slot)
-        return chunks
+        old, new, twin = np.concatenate(self._old), np.concatenate(self._new), index.copy()
+        twin.chunks = index.chunks.copy()
+        for records, used in ((twin.rows, twin.used[0]), (twin.chunks, twin.used[1])):
+            relocate(records, int(used), first, last, old, new, slot)
+        for entry in self.run:
+            twin.live[slot] += twin.live[entry.slot]
+            twin.live[entry.slot] = 0
+        return twin
 
 
 def _copy(segment: Segment, entries: np.ndarray) -> Block:

@@ -15,7 +15,7 @@ from laser.seqvault.checksum import crc32c
 from laser.seqvault.durable import write_all
 from laser.seqvault.index import CHUNK, ROW, Index
 
-VERSION = 1
+VERSION = 2
 HEADER = struct.Struct("<8sIIQQ32x")
 MAGIC = b"LASERIDX"
 

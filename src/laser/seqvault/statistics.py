@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from laser.seqvault.catalog import Catalog
-from laser.seqvault.index import find_row, words_of
+from laser.seqvault.index import NO_PLACE, find_row, next_older, words_of
 from laser.seqvault.jit import kernel
 from laser.seqvault.tail import Tail
 
@@ -28,7 +28,7 @@ def statistics(catalog: Catalog, tail: Tail, folder: Path) -> dict[str, int | fl
     recent = int(tail.slots["count"].sum())
     users, ids = len(index.users), catalog.files.ids
     dictionary_bytes = sum(entry.bytes for entry in catalog.manifest.dictionaries)
-    stored = int(index.used[3])
+    stored = int(index.used[2])
     tables = catalog.files.tables
     newest, older, chunks, most = _tiers(index.rows, int(index.used[0]), index.chunks)
     return {
@@ -71,7 +71,7 @@ def _new_users(slots: np.ndarray, table: np.ndarray, rows: np.ndarray) -> int:
     for slot in range(len(slots)):
         if slots[slot].count > 0:
             row = find_row(table, rows, slots[slot].user)
-            count += row < 0 or rows[row].head < 0
+            count += row < 0 or rows[row].place == NO_PLACE
     return count
 
 
@@ -80,14 +80,14 @@ def _tiers(rows: np.ndarray, num_rows: int, chunks: np.ndarray) -> Any:
     """Words of users' newest chunks, words of older ones, chunks, and the most that one user has."""
     newest, older, total, most = 0, 0, 0, 0
     for row in range(num_rows):
-        chunk, extents = rows[row].head, 0
-        while chunk >= 0:
+        place, record, extents = rows[row].place, rows[row].older, 0
+        while place != NO_PLACE:
             if extents == 0:
-                newest += words_of(chunks[chunk].place)
+                newest += words_of(place)
             else:
-                older += words_of(chunks[chunk].place)
+                older += words_of(place)
             extents += 1
-            chunk = chunks[chunk].older
+            place, _, record = next_older(chunks, record)
         total += extents
         most = max(most, extents)
     return newest, older, total, most
