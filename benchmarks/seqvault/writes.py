@@ -23,15 +23,23 @@ SECONDS = 15.0
 
 def own_figures(folder: Path, workload: Workload | Recorded) -> dict[str, float]:
     """Figures of the vault in ``folder``, which grows by what is appended."""
+    with SeqVault.open(folder) as vault:
+        loaded = vault.stats()
     batches = workload.batches(40, workload.seed + 5)
     np.save(folder.parent / "batches.npy", np.stack(batches))
     alone = _report(_reader(folder, SECONDS / 3))
     beside = _reader(folder, SECONDS)
-    written, longest = append_batches(folder, workload, SECONDS)
+    written = append_batches(folder, workload, SECONDS)
     during = _report(beside)
+    singles = append_singles(folder, workload, SECONDS / 5)
     figures = {
-        "batched appends/s, reads going on": written,
-        "longest append ms": 1e3 * longest,
+        "index bytes per user, before these appends": loaded["index_bytes_per_user"],
+        "chunks per user, before these appends": loaded["extents_per_user"],
+        "single appends/s, newest event read back": singles["per second"],
+        "CPU us per single append": singles["CPU us"],
+        "CPU us per event appended in batches": written["CPU us"],
+        "batched appends/s, reads going on": written["per second"],
+        "longest append ms": written["longest ms"],
         "read p50 ms, alone": alone["p50"],
         "read p99 ms, alone": alone["p99"],
         "read p50 ms, appends going on": during["p50"],
@@ -46,14 +54,14 @@ def own_figures(folder: Path, workload: Workload | Recorded) -> dict[str, float]
     return figures
 
 
-def append_batches(folder: Path, workload: Workload | Recorded, seconds: float) -> tuple[float, float]:
-    """Events a second by batches, checkpoints and maintenance included, each 64th batch read back; longest append."""
+def append_batches(folder: Path, workload: Workload | Recorded, seconds: float) -> dict[str, float]:
+    """Rate of appends by batches, checkpoints and maintenance included, each 64th batch read back; longest append."""
     events = _events(BATCH_EVENTS, 1)
     rng = np.random.default_rng(3)
     count, longest = 0, 0.0
     with SeqVault.open(folder, "a", sync="interval") as vault:
         events["time"] += vault.read(workload.users, last_n=1, fields=["time"])["time"].max()
-        start = time.perf_counter()
+        start, used = time.perf_counter(), time.process_time()
         while time.perf_counter() - start < seconds:
             events["time"] = events["time"] + BATCH_EVENTS
             users = rng.choice(workload.users, BATCH_EVENTS)
@@ -63,8 +71,26 @@ def append_batches(folder: Path, workload: Workload | Recorded, seconds: float) 
             count += BATCH_EVENTS
             if count % (64 * BATCH_EVENTS) == 0:
                 assert vault.read(users[-1:], last_n=1)["time"][-1] == events["time"][-1]
-        elapsed = time.perf_counter() - start
-    return count / elapsed, longest
+        elapsed, used = time.perf_counter() - start, time.process_time() - used
+    return {"per second": count / elapsed, "longest ms": 1e3 * longest, "CPU us": 1e6 * used / count}
+
+
+def append_singles(folder: Path, workload: Workload | Recorded, seconds: float) -> dict[str, float]:
+    """Rate of appends of one event, maintenance included, the newest event of each 16th user read back."""
+    event = {name: values[0] for name, values in _events(1, 2).items()}
+    users = np.random.default_rng(6).choice(workload.users, 4096).tolist()
+    with SeqVault.open(folder, "a", sync="interval") as vault:
+        newest, count = int(vault.read(workload.users, last_n=1, fields=["time"])["time"].max()), 0
+        start, used = time.perf_counter(), time.process_time()
+        while time.perf_counter() - start < seconds:
+            for _ in range(16):
+                event["time"] = newest + count
+                user = users[count % 4096]
+                vault.append_one(user, event)
+                count += 1
+            assert vault.read([user], last_n=1, fields=["time"])["time"][-1] == event["time"]
+        elapsed, used = time.perf_counter() - start, time.process_time() - used
+    return {"per second": count / elapsed, "CPU us": 1e6 * used / count}
 
 
 def replay(folder: Path, at_once: int) -> float:

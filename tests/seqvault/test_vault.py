@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from laser.schema import Feature, Kind, Schema
-from laser.seqvault import SeqVault
+from laser.seqvault import Field, SeqVault
 from tests.seqvault.conftest import FIELDS, Model, make_events
 
 LARGEST = 2**64 - 1
@@ -236,3 +236,15 @@ def test_threads_read_while_one_writes(path: Path, rng: np.random.Generator) -> 
 def test_import_loads_no_torch() -> None:
     code = "import laser.seqvault, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_single_appends_keep_to_the_memory_budget_also_between_reads(path: Path) -> None:
+    fields = (Field("time", "int64"), Field("item", "uint16"))
+    with SeqVault.create(path, fields, sync="none", tail_bytes=100_000, maintenance_rate=0) as vault:
+        for number in range(20_000):
+            vault.append_one(number % 7, {"time": number, "item": number % 1000})
+            if number % 16 == 0:
+                assert vault.read([number % 7], last_n=1)["time"].tolist() == [number]
+        assert vault.stats()["segments"] > 0
+        assert vault.stats()["events_in_memory"] <= 8192
+        assert vault.read(range(7)).lengths.sum() == 20_000

@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 import threading
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,51 +22,12 @@ from laser.seqvault.fetching import SegmentFiles
 from laser.seqvault.index import MAX_SEGMENT_WORDS, MAX_SLOTS, Index
 from laser.seqvault.manifest import Manifest, SegmentEntry
 from laser.seqvault.segment import Segment, SegmentWriter
+from laser.seqvault.staging import Block, Staged, Step
 
 SEGMENT_BYTES = 256 << 20
 """A segment is closed when it has grown this large."""
 SNAPSHOT_EVERY = 16
 """Segments written before the index is saved again without being asked."""
-
-Block = tuple[np.ndarray, np.ndarray]
-"""Packed chunks (words) and their directory entries."""
-
-
-@dataclass
-class Staged:
-    """Segments that have been written but that no manifest names."""
-
-    writers: list[SegmentWriter] = field(default_factory=list)
-    directories: list[np.ndarray] = field(default_factory=list)
-
-    def finish_last(self) -> None:
-        """Complete the segment being written, durably."""
-        if len(self.writers) > len(self.directories):
-            self.directories.append(self.writers[-1].finish())
-
-    def abandon(self) -> None:
-        """Remove them."""
-        for writer in self.writers:
-            writer.abandon()
-
-
-@dataclass(frozen=True)
-class Step:
-    """A state that is on disk already, and is to be that of memory."""
-
-    manifest: Manifest
-    files: SegmentFiles
-    entries: tuple[SegmentEntry, ...]
-    """The new segments."""
-    directories: list[np.ndarray]
-
-    def applied(self, index: Index, forgotten: Iterable[int]) -> Index:
-        """``index`` with the new segments, and without users deleted since they were packed."""
-        for entry, directory in zip(self.entries, self.directories):
-            index.apply(directory, entry.slot)
-        for user in forgotten:
-            index.forget(user)
-        return index
 
 
 class Catalog:
@@ -84,41 +44,79 @@ class Catalog:
         """Bytes of segments written since opening."""
         self.in_doubt = False
         """Whether a failure left open which state is on disk; only opening the vault again can tell."""
+        self.index_lost = False
+        self.manifest = Manifest.load(folder)
+        self._until_complete(self._load)
+
+    def refresh(self) -> bool:
+        """Catch up with the manifest on disk; whether it had changed. What has stayed the same is not read again.
+
+        Raises:
+            ValueError: when a file that is new is damaged; all is then as before the call.
+        """
+        if Manifest.load(self.folder).generation == self.manifest.generation:
+            return False
+        self._until_complete(self._advance)
+        return True
+
+    def _until_complete(self, load: Callable[[Manifest], None]) -> None:
         for attempt in range(8):
-            self.manifest = Manifest.load(folder)
+            found = Manifest.load(self.folder)
             try:
-                self._load()
+                load(found)
                 return
             except FileNotFoundError as error:
                 # A writer may have replaced the manifest, and removed the old files, since we read it.
-                if attempt == 7 or Manifest.load(folder).generation == self.manifest.generation:
+                if attempt == 7 or Manifest.load(self.folder).generation == found.generation:
                     raise ValueError(f"{error.filename} is missing; restore it from a copy") from None
 
-    def _load(self) -> None:
-        manifest = self.manifest
-        opened = {entry.slot: Segment(self.folder, entry.number, manifest.layout) for entry in manifest.segments}
+    def _load(self, manifest: Manifest) -> None:
+        opened = self._opened(manifest, {})
         ids = Dictionaries(self.folder, manifest.layout, manifest.dictionaries)
-        self.files = SegmentFiles(opened, ids, Tables(self.folder, manifest.layout, manifest.tables))
-        self.index, done, self.index_lost = Index(), 0, False
+        files = SegmentFiles(opened, ids, Tables(self.folder, manifest.layout, manifest.tables))
+        index = self._built(manifest, opened)
+        self.manifest, self.files, self.index = manifest, files, index
+
+    def _advance(self, manifest: Manifest) -> None:
+        old = self.manifest
+        if manifest.generation < old.generation:  # another vault in the same place
+            self._load(manifest)
+            return
+        opened = self._opened(manifest, {segment.number: segment for segment in self.files.segments.values()})
+        ids = self.files.ids.advanced(manifest.dictionaries)
+        tables = Tables(self.folder, manifest.layout, manifest.tables, self.files.tables)
+        files = SegmentFiles(opened, ids, tables, self.files.shares)
+        if manifest.segments[: len(old.segments)] == old.segments:
+            index, added = self.index, manifest.segments[len(old.segments) :]
+            for entry, directory in [(entry, opened[entry.slot].directory()) for entry in added]:
+                index.apply(directory, entry.slot)
+            if manifest.snapshot != old.snapshot:
+                index = index.compacted()  # now and then, or superseded records would gather
+        else:
+            index = self._built(manifest, opened)
+        self.manifest, self.files, self.index = manifest, files, index
+
+    def _opened(self, manifest: Manifest, known: Mapping[int, Segment]) -> dict[int, Segment]:
+        """Segments by slot; those known by their number are not opened again."""
+        return {
+            entry.slot: known.get(entry.number) or Segment(self.folder, entry.number, manifest.layout)
+            for entry in manifest.segments
+        }
+
+    def _built(self, manifest: Manifest, opened: Mapping[int, Segment]) -> Index:
+        """The index from its snapshot and the segments that this lacks, or from all segments."""
+        index, done, self.index_lost = Index(), 0, False
         if manifest.snapshot:
             try:
-                self.index, done = snapshot.load(self.folder, manifest.snapshot), manifest.snapshot_segments
+                index, done = snapshot.load(self.folder, manifest.snapshot), manifest.snapshot_segments
             except ValueError as error:
                 if Manifest.load(self.folder).generation != manifest.generation:
-                    raise FileNotFoundError(str(error)) from None  # replaced meanwhile: start again
+                    raise FileNotFoundError(2, str(error), str(error)) from None  # replaced meanwhile: start again
                 self.index_lost = True
                 warnings.warn(f"{error}; the index is rebuilt from the segments", stacklevel=2)
         for entry in manifest.segments[done:]:
-            self.index.apply(opened[entry.slot].directory(), entry.slot)
-
-    def refresh(self) -> bool:
-        """Catch up with the manifest on disk; whether it had changed."""
-        found = Manifest.load(self.folder)
-        if found.generation == self.manifest.generation:
-            return False
-        fresh = Catalog(self.folder)
-        self.manifest, self.files, self.index = fresh.manifest, fresh.files, fresh.index
-        return True
+            index.apply(opened[entry.slot].directory(), entry.slot)
+        return index
 
     def stage(self, blocks: Iterable[Block]) -> Staged:
         """Write blocks to as many segments as they need; nothing refers to these until ``save``. Needs no lock.
@@ -194,7 +192,12 @@ class Catalog:
         ids.saved(dictionaries)
         gone = {entry.slot for entry in replacing}
         stay = {slot: segment for slot, segment in self.files.segments.items() if slot not in gone}
-        return Step(manifest, SegmentFiles({**stay, **opened}, ids, self.files.tables), entries, staged.directories)
+        return Step(
+            manifest,
+            SegmentFiles({**stay, **opened}, ids, self.files.tables, self.files.shares),
+            entries,
+            staged.directories,
+        )
 
     def _require_certain(self) -> None:
         if self.in_doubt:

@@ -140,13 +140,16 @@ class ByCode:
 
 
 class Tables:
-    """The tables of a vault, by field."""
+    """The tables of a vault, by field; those of ``known``, an earlier state, are taken over where they are the same."""
 
-    def __init__(self, folder: Path, layout: Layout, numbers: Mapping[str, int]) -> None:
+    def __init__(self, folder: Path, layout: Layout, numbers: Mapping[str, int], known: Tables | None = None) -> None:
         self.numbers = dict(numbers)
         self.by_field: dict[str, ByCode] = {}
         for field in layout.derived:
             number = numbers.get(field.name, 0)
+            if known is not None and known.numbers.get(field.name, 0) == number:
+                self.by_field[field.name] = known.by_field[field.name]
+                continue
             table = Table.load(field, folder / file_name(number)) if number else Table.empty(field)
             self.by_field[field.name] = ByCode(table)
 

@@ -16,6 +16,7 @@ import os
 import struct
 from collections.abc import Container, Iterable
 from contextlib import AbstractContextManager
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -180,33 +181,60 @@ class Dictionary:
         self.durable, self.count, self._table, self._loaded = entry, entry.ids, None, not entry.bytes
         return self
 
+    def advanced(self, entry: DictionaryEntry) -> Dictionary:
+        """This dictionary as a later manifest has it; what is known already is not read again.
+
+        Raises:
+            ValueError: when the file is damaged or of another version; names file and offset.
+        """
+        if entry == self.durable:
+            return self
+        later, known = copy(self), self.durable
+        if not self._loaded or not known.bytes:
+            return later.count_on(entry)
+        added = self._read(known, entry)
+        later.durable, later.count, later._table = entry, entry.ids, None
+        later._ids = np.concatenate([self._ids[: known.ids], *added])
+        return later
+
     def _load(self) -> None:
-        entry = self.durable
+        self._ids = np.concatenate([np.empty(0, self.field.unsigned), *self._read(self._none, self.durable)])
+        self._loaded = True
+
+    @property
+    def _none(self) -> DictionaryEntry:
+        return DictionaryEntry(self.field.name, 0, HEADER.size)
+
+    def _read(self, known: DictionaryEntry, entry: DictionaryEntry) -> list[np.ndarray]:
+        """Ids of the file behind the known ones."""
         try:
             with self.path.open("rb") as file:
-                data = memoryview(file.read(entry.bytes))
+                head = file.read(HEADER.size)
+                file.seek(known.bytes)
+                data = memoryview(file.read(entry.bytes - known.bytes))
         except FileNotFoundError:
             raise ValueError(f"{self.path} is missing; restore it from a copy") from None
-        if bytes(data[: HEADER.size]) != self._header:
-            self._refuse(bytes(data[: HEADER.size]))
-        parts, at, count = [], HEADER.size, 0
-        while at < entry.bytes:
-            found = self._block(data, at, count)
+        if head != self._header:
+            self._refuse(head)
+        parts, at, count = [], 0, known.ids
+        while at < entry.bytes - known.bytes:
+            found = self._block(data, at, count, known.bytes)
             parts.append(found)
             at += BLOCK.size + found.nbytes
             count += len(found)
-        if count != entry.ids or at != entry.bytes:
+        if count != entry.ids or known.bytes + at != entry.bytes:
             raise ValueError(f"{self.path} has {count} ids, expected {entry.ids}; restore the file from a copy")
-        self._ids = np.concatenate([np.empty(0, self.field.unsigned), *parts])
-        self._loaded = True
+        return parts
 
-    def _block(self, data: memoryview, at: int, count: int) -> np.ndarray:
+    def _block(self, data: memoryview, at: int, count: int, begin: int) -> np.ndarray:
         if at + BLOCK.size <= len(data):
             magic, checksum, first, values = BLOCK.unpack_from(data, at)
             end = at + BLOCK.size + values * self._ids.itemsize
             if magic == BLOCK_MAGIC and first == count and end <= len(data) and crc32c(data[at + 8 : end]) == checksum:
                 return np.frombuffer(data[at + BLOCK.size : end], self.field.unsigned)
-        raise ValueError(f"{self.path} is damaged at offset {at}: ids do not match their checksum; restore the file")
+        raise ValueError(
+            f"{self.path} is damaged at offset {begin + at}: ids do not match their checksum; restore the file"
+        )
 
     def _refuse(self, head: bytes) -> None:
         if len(head) == HEADER.size:
@@ -225,6 +253,15 @@ class Dictionaries:
         self.folder, self.layout = folder, layout
         fields = {field.name: field for field in layout.fields}
         self.by_field = {e.field: Dictionary(folder, layout, fields[e.field]).count_on(e) for e in entries}
+
+    def advanced(self, entries: Iterable[DictionaryEntry]) -> Dictionaries:
+        """These dictionaries as a later manifest has them; themselves when nothing has changed."""
+        later, fields = Dictionaries(self.folder, self.layout), {field.name: field for field in self.layout.fields}
+        for entry in entries:
+            known = self.by_field.get(entry.field) or Dictionary(self.folder, self.layout, fields[entry.field])
+            later.by_field[entry.field] = known.advanced(entry)
+        same = later.by_field.keys() == self.by_field.keys()
+        return self if same and all(later.by_field[n] is d for n, d in self.by_field.items()) else later
 
     def with_added(self, fields: Iterable[Field]) -> Dictionaries:
         """These dictionaries and empty ones for more fields."""

@@ -34,14 +34,20 @@ DAMAGED, SHORT = 0, 1
 class SegmentFiles:
     """Open segments by slot, their file numbers as the kernels want them, and what their codes stand for."""
 
-    def __init__(self, segments: dict[int, Segment], ids: Dictionaries, tables: Tables | None = None) -> None:
+    def __init__(
+        self,
+        segments: dict[int, Segment],
+        ids: Dictionaries,
+        tables: Tables | None = None,
+        shares: np.ndarray | None = None,
+    ) -> None:
         self.segments, self.ids = segments, ids
         self.tables = Tables(ids.folder, ids.layout, {}) if tables is None else tables
         slots = max(segments, default=0) + 1
         self.numbers, self.serials = np.full(slots, -1, np.int32), np.zeros(slots, np.uint64)
         for slot, segment in segments.items():
             self.numbers[slot], self.serials[slot] = segment.file, segment.number
-        self.shares = np.ones(ids.layout.num_columns + 1)
+        self.shares = np.ones(ids.layout.num_columns + 1) if shares is None else shares
         """Share of a chunk behind its header that its first columns take, by their number; learned from reads."""
 
     def damaged(self, place: Any, reason: str) -> ValueError:

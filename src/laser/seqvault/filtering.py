@@ -25,7 +25,7 @@ class Filter:
     """Which events to return: those that hold one of ``allowed[i]`` in each ``fields[i]``.
 
     Args:
-        fields: whole-number fields of one value.
+        fields: whole-number fields of one value, derived ones among them.
         allowed: per field its values, ascending, of the field's dtype.
     """
 
@@ -40,8 +40,6 @@ class Filter:
             ValueError: on an unknown field, one that cannot be filtered by, or values that are not whole numbers.
         """
         fields = layout.choose(where)
-        if follow := [field.name for field in fields if field not in layout.fields]:
-            raise ValueError(f"field {follow[0]!r} is derived and cannot be filtered by; name stored fields in where")
         return cls(fields, tuple(_allowed(field, where[field.name]) for field in fields)) if fields else None
 
     def keep(self, events: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -89,7 +87,10 @@ class Matches:
         arena: np.ndarray,
         offsets: np.ndarray,
     ) -> int:
-        """Examine ``chunks``, which lie in the arena; -1, or one with a code outside its dictionary."""
+        """Examine ``chunks``, which lie in the arena; -1, or one with a code outside its dictionary.
+
+        ``ids`` holds ids by code of fields with a dictionary, and values by code of derived ones.
+        """
         sizes = (places[chunks] & np.uint64(0x3FF)).astype(np.int64)
         positions = np.empty(int(sizes.sum()), np.uint16)
         begin = np.cumsum(sizes) - sizes
@@ -98,7 +99,7 @@ class Matches:
         for field, allowed in zip(wanted.fields, wanted.allowed):
             coded = field.name in ids
             values = ids[field.name] if coded else np.empty(0, np.uint64)
-            # Chunks hold signed values extended to 64 bits, dictionaries hold them in their own size.
+            # Chunks hold signed values extended to 64 bits, dictionaries and tables hold them in their own size.
             bits = allowed.view(field.unsigned) if coded else allowed
             bits = np.sort(bits.astype(np.uint64))
             column = layout.first_column[field.name]

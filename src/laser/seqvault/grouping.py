@@ -97,3 +97,38 @@ def _place(owner: np.ndarray, rank: np.ndarray, times: np.ndarray, bounds: np.nd
                 own = order[start:stop].copy()
                 order[start:stop] = own[np.argsort(times[own], kind="mergesort")]
                 break
+
+
+@kernel
+def merge_by_time(
+    first_off: np.ndarray, first: np.ndarray, second_off: np.ndarray, second: np.ndarray, order: np.ndarray
+) -> None:
+    """Merge two lists of each user, ascending by time; of equal times those of the first list come first.
+
+    Args:
+        first_off: int64 [U + 1], where each user's times begin and end in ``first``.
+        first: int64, times.
+        second_off: int64 [U + 1], the same for ``second``.
+        second: int64, times.
+        order: int64, filled with positions in ``first`` and, behind these, ``second``.
+    """
+    at, behind = 0, len(first)
+    for user in range(len(first_off) - 1):
+        i, j = first_off[user], second_off[user]
+        end, stop = first_off[user + 1], second_off[user + 1]
+        while i < end and j < stop:
+            if first[i] <= second[j]:
+                order[at] = i
+                i += 1
+            else:
+                order[at] = behind + j
+                j += 1
+            at += 1
+        while i < end:
+            order[at] = i
+            i += 1
+            at += 1
+        while j < stop:
+            order[at] = behind + j
+            j += 1
+            at += 1

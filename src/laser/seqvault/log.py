@@ -59,7 +59,11 @@ def _file_header(number: int, layout: Layout, sequence: int) -> bytes:
 
 def encode(sequence: int, kind: int, count: int, payload: bytes) -> bytes:
     """One record."""
-    rest = REST.pack(sequence, count, kind, len(payload)) + payload
+    return sealed(REST.pack(sequence, count, kind, len(payload)) + payload)
+
+
+def sealed(rest: bytes) -> bytes:
+    """A record from what its checksum covers."""
     return BEGIN.pack(RECORD_MAGIC, google_crc32c.value(rest)) + rest
 
 
@@ -87,6 +91,17 @@ class LogWriter:
         """Whether there are any."""
         return self.position > FILE.size
 
+    @property
+    def flags(self) -> int:
+        """What the kind of the next record says besides.
+
+        Raises:
+            ValueError: when an earlier failure left the log in doubt.
+        """
+        if self.failed:
+            raise ValueError(f"{self.path} could not be made durable ({self.failed}); open the vault again")
+        return DURABLE_BEFORE if self.durable == self.position else 0
+
     def write(self, kind: int, count: int, payload: bytes) -> None:
         """Append one record.
 
@@ -94,10 +109,10 @@ class LogWriter:
             OSError: when it could not be stored; the log is then as before the call.
             ValueError: when an earlier failure left the log in doubt.
         """
-        if self.failed:
-            raise ValueError(f"{self.path} could not be made durable ({self.failed}); open the vault again")
-        kind |= DURABLE_BEFORE if self.durable == self.position else 0
-        record = encode(self.sequence, kind, count, payload)
+        self.write_record(encode(self.sequence, kind | self.flags, count, payload))
+
+    def write_record(self, record: bytes) -> None:
+        """Append a record that was made with ``sequence`` and ``flags``; as ``write``."""
         try:
             written = os.write(self.file, record)
             if written < len(record):

@@ -35,7 +35,8 @@ def prepare(
     if not len(mixed):
         return lambda: Answer(plan, layout, request.fields, cached)
     users = request.users[mixed]
-    every = tuple(dict.fromkeys([*layout.fields, *request.fields]))
+    filtered = request.where.fields if request.where else ()
+    every = tuple(dict.fromkeys([*layout.fields, *request.fields, *filtered]))
     stored, _ = make_plan(
         index, files, None, users, None, np.full(len(users), FOREVER), codes=request.codes, fields=every
     )
@@ -77,7 +78,7 @@ def _sorted(plan: Plan, found: Ragged, recent: list[np.ndarray], request: Reques
         if request.where is not None:
             seen = dict(merged)
             for field in request.where.fields:
-                if request.codes and field.name in plan.ids:
+                if request.codes and field.name in plan.ids and not isinstance(field, DerivedField):
                     seen[field.name] = plan.ids[field.name].view(field.dtype)[merged[field.name]]
             order = order[request.where.keep({f.name: seen[f.name][order] for f in request.where.fields})]
         order = order[max(0, len(order) - request.wanted[at]) :]

@@ -90,9 +90,9 @@ class OpenVault:
             fields: names of the fields to return, all by default.
             ids: ``"codes"`` returns int32 codes in the fields that have a dictionary: positions in ``dictionary``, the
                 same in every process and for good.
-            where: only events that hold one of these values in each of these fields (whole numbers, one per event):
-                ``{"scenario": [1, 3]}``. ``last_n`` counts the events returned. Costs no full decode; a value that no
-                event has matches nothing.
+            where: only events that hold one of these values in each of these fields (whole numbers, one per event,
+                derived ones too): ``{"scenario": [1, 3]}``. ``last_n`` counts the events returned. Decodes the fields
+                filtered by, and of the others what lies between matches; a value that no event has matches nothing.
 
         Returns:
             One array of the field's dtype per field, and int64 offsets [R + 1].
@@ -231,8 +231,8 @@ class OpenVault:
         return self._recent
 
     def _writing(self) -> Writer:
-        self._opened()
-        if self._writer is None:
+        if self._closed or self._writer is None:
+            self._opened()
             raise ValueError(f"the vault at {self.path} is open for reading; open it with mode 'a' to change it")
         return self._writer
 

@@ -41,10 +41,11 @@ class Plan:
     codes: bool
     """Whether to return codes in place of ids."""
     where: Filter | None
-    examined: dict[str, np.ndarray]
+    examined: dict[str, Any]
     """Recent events as the filter sees them, with ids."""
     ids: dict[str, np.ndarray]
-    """Ids by code of the fields that have a dictionary and are returned as ids or filtered by."""
+    """Ids by code of the fields that have a dictionary and are returned as ids or filtered by; of derived fields,
+    values by code [length, C]."""
 
     def dtype(self, field: Field) -> np.dtype:
         """Type of a field's values in the answer."""
@@ -94,8 +95,8 @@ def make_plan(
     # A filter may pass over any number of events, so all are candidates.
     most = wanted if where is None else np.where(wanted > 0, FOREVER, 0)
     taken, newest = np.zeros(size, np.int64), np.full(size, -1, np.int64)
-    previous, examined = np.empty(0, np.int32), {}
-    recent: dict[str, Any] = {}
+    previous = np.empty(0, np.int32)
+    recent, examined = dict[str, Any](), dict[str, Any]()
     mixed = np.empty(0, np.int64)
     if tail is not None and tail.size:
         previous, examined = tail.previous, tail.events
@@ -105,15 +106,13 @@ def make_plan(
         taken[mixed] = 0
     rest = most - taken
     rest[mixed] = 0
-    piece_off, piece_chunk, piece_sure = _choose(index, users, cut, unlimited, rest)
-    piece_at, places = np.empty(len(piece_chunk), np.int32), np.empty(len(piece_chunk), np.uint64)
-    table = np.full(1 << max(4, (2 * len(piece_chunk)).bit_length()), -1, np.int32)
-    places = places[: planning.distinct_chunks(piece_chunk, index.chunks, table, piece_at, places)]
+    piece_off, piece_place, piece_sure = _choose(index, users, cut, unlimited, rest)
+    piece_at, places = _distinct(piece_place)
     ids = {name: files.ids.by_field[name].ids for name in _shown_as_ids(files.ids.by_field, codes, where, fields)}
-    for field in fields or ():
+    for field in dict.fromkeys([*(fields or ()), *(where.fields if where else ())]):
         if isinstance(field, DerivedField):
-            recent = dict(recent)
-            ids[field.name], recent[field.name] = _derived(files, field, tail)
+            ids[field.name], values = _derived(files, field, tail)
+            recent, examined = {**recent, field.name: values}, {**examined, field.name: values}
     return (
         Plan(
             cut, wanted, piece_off, piece_at, piece_sure, places, files,
@@ -142,16 +141,27 @@ def _derived(files: SegmentFiles, field: DerivedField, tail: Tail | None) -> tup
     return values, RecentValues(values, codes, field)
 
 
+def _distinct(piece_place: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of each piece the number of its chunk, and the places of the chunks."""
+    piece_at, places = np.empty(len(piece_place), np.int32), np.empty(len(piece_place), np.uint64)
+    if not len(places):
+        return piece_at, places
+    table = np.full(1 << max(4, (2 * len(piece_place)).bit_length()), -1, np.int32)
+    return piece_at, places[: planning.distinct_chunks(piece_place, table, piece_at, places)]
+
+
 def _choose(
     index: Index, users: np.ndarray, cut: np.ndarray, unlimited: bool, wanted: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    if not wanted.any():  # recent events suffice
+        return np.zeros(len(users) + 1, np.int64), np.empty(0, np.uint64), np.empty(0, np.bool_)
     room = 2 * len(users) + 64
     while True:
         piece_off = np.empty(len(users) + 1, np.int64)
-        chunk, sure = np.empty(room, np.int32), np.empty(room, np.bool_)
+        place, sure = np.empty(room, np.uint64), np.empty(room, np.bool_)
         found = planning.choose_chunks(
-            users, cut, unlimited, wanted, index.table, index.rows, index.chunks, piece_off, chunk, sure
+            users, cut, unlimited, wanted, index.table, index.rows, index.chunks, piece_off, place, sure
         )
         if found >= 0:
-            return piece_off, chunk[:found], sure[:found]
+            return piece_off, place[:found], sure[:found]
         room *= 4

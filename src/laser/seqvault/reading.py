@@ -45,13 +45,15 @@ class Answer:
         requests, count, chunks = len(plan.wanted), len(plan.piece_at), len(plan.places)
         self._chunk_off, self._by_chunk = np.zeros(chunks + 1, np.int64), np.empty(count, np.int64)
         self._owner = np.empty(count, np.int64)
-        pieces.group_pieces(plan.piece_off, plan.piece_at, self._chunk_off, self._by_chunk, self._owner)
+        if count:
+            pieces.group_pieces(plan.piece_off, plan.piece_at, self._chunk_off, self._by_chunk, self._owner)
         self._start, self._stop, self._cut = (np.zeros(count, np.int64) for _ in range(3))
         self._matches = Matches.none(chunks)
         self._recent_off, self._source = self._find_recent()
-        recent = np.diff(self._recent_off)
+        recent = self._recent_off[1:] - self._recent_off[:-1]
         self._stored = np.zeros(requests, np.int64)
-        self._find_stored(plan.wanted - recent, cache)
+        if count:
+            self._find_stored(plan.wanted - recent, cache)
         self.lengths = self._stored + recent
         """Events of each request, int64 [R]."""
         self._replaced: dict[int, dict[str, np.ndarray]] = {}
@@ -134,6 +136,7 @@ class Answer:
         fresh = np.full(len(plan.places), -1, np.int64)
         fresh[new] = offsets
         ids = {field.name: plan.ids[field.name] for field in where.fields if field.name in plan.ids}
+        ids |= {field.name: ids[field.name][0] for field in where.fields if isinstance(field, DerivedField)}
         bad = self._matches.find(where, self.layout, ids, new, plan.places, arena, fresh)
         if bad >= 0:
             raise plan.files.damaged(plan.places[bad], "a chunk has codes outside a dictionary")
@@ -156,14 +159,15 @@ class Answer:
             begin: int64 [R], the event of ``out`` where a request's history begins.
         """
         dest = np.empty(len(self._start), np.int64)
-        pieces.place_pieces(self.plan.piece_off, self._start, self._stop, begin + self._stored, dest)
-        recent = np.diff(self._recent_off)
+        if len(dest):
+            pieces.place_pieces(self.plan.piece_off, self._start, self._stop, begin + self._stored, dest)
+        recent = self._recent_off[1:] - self._recent_off[:-1]
         at = np.repeat(begin + self._stored - self._recent_off[:-1], recent) + np.arange(len(self._source))
         for field in self.fields:
             values = out[field.name]
             if self._held is not None:
                 self._held.copy(field, self._start, self._stop, dest, values)
-            else:
+            elif len(dest):
                 self._unpack(field, values, dest)
             if len(at):
                 values.reshape(-1, *field.shape)[at] = self.plan.recent[field.name][self._source]

@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 
 from laser.seqvault import log
-from laser.seqvault.catalog import Block, Catalog
+from laser.seqvault.catalog import Catalog
 from laser.seqvault.dictionary import Dictionaries
 from laser.seqvault.index import ENTRY, Index
 from laser.seqvault.layout import Layout
+from laser.seqvault.log import sealed
 from laser.seqvault.recovery import LogFollower, remove_shards, remove_strays
 from laser.seqvault.single import MOST, SingleEvents
+from laser.seqvault.staging import Block
 from laser.seqvault.storing import pack_events
 from laser.seqvault.syncing import Syncer
 from laser.seqvault.tail import Frozen, Tail
@@ -46,9 +48,17 @@ class Recent:
     def tail(self) -> Tail:
         """Recent events in memory, single ones included; hold the vault's lock, for these are linked in now."""
         if len(self._single):
-            users, events = self._single.take()
-            self._memory.append(users, events, self.catalog.index.table, self.catalog.index.rows)
+            self._link()
         return self._memory
+
+    def _link(self) -> None:
+        single, index = self._single, self.catalog.index
+        records = single.take()
+        try:
+            self._memory.append_records(records, single.size, single.places, index.table, index.rows)
+        except BaseException as error:
+            self.stop(error)  # the log has what memory lacks
+            raise
 
     @property
     def size(self) -> int:
@@ -66,15 +76,22 @@ class Recent:
         return self.size * (self._layout.event_bytes + 12)
 
     def follow(self) -> None:
-        """Read the logs as far as they are written, from the beginning when the manifest has moved on meanwhile."""
+        """Read the logs as far as they are written; those from the first one on when a checkpoint has moved it."""
         while True:
             if self._follower is None:
                 self._memory = Tail(self._layout)
                 self._follower = LogFollower(self.folder, self.catalog.manifest)
             with contextlib.suppress(FileNotFoundError):  # removed by a checkpoint: the manifest has moved on
                 self._follower.catch_up(self._apply)
+            before = self.catalog.manifest
             if not self.catalog.refresh():
                 return
+            after = self.catalog.manifest
+            if after.first_log == before.first_log and after.generation > before.generation:
+                for user in self.forgotten:
+                    self.catalog.index.forget(user)
+                continue
+            self.catalog.files.ids.roll_back()
             self._follower.close()
             self._follower = None
 
@@ -121,19 +138,25 @@ class Recent:
             raise
         self._syncer.wrote()
 
-    def pack_one(self, user: int, event: Mapping[str, Any]) -> bytes | None:
-        """An event for ``append_one``; ``None`` when it needs the checks of an ordinary append."""
-        return self._single.pack(user, event)
+    def append_one(self, user: int, event: Mapping[str, Any], lock: threading.RLock) -> bool | None:
+        """Log and keep one event, as ``append``.
 
-    def append_one(self, payload: bytes, lock: threading.RLock) -> bool:
-        """Log and keep a packed event; whether it is time to look at the memory budget. As ``append``."""
-        assert self.log is not None
+        Returns:
+            Whether it is time to look at the memory budget; ``None`` when nothing was done because the event needs the
+            checks of an ordinary append.
+        """
+        log, single = self.log, self._single
+        assert log is not None
         assert self._syncer is not None
-        self.log.write(log.APPEND, 1, payload)
+        record = single.pack(log.sequence, log.flags, user, event)
+        if record is None:
+            return None
+        log.write_record(sealed(record))
         with lock:
-            waiting = self._single.add(payload)
+            if single.add(record) >= MOST:
+                self._link()
         self._syncer.wrote()
-        return waiting >= MOST
+        return log.sequence % MOST == 0
 
     def freeze(self, lock: threading.RLock) -> Frozen | None:
         """Begin a log, and mark what is recent now; ``None`` when nothing is. Nothing may be appended meanwhile.

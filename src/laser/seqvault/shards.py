@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from laser.seqvault.catalog import SEGMENT_BYTES, Block
+from laser.seqvault.catalog import SEGMENT_BYTES
 from laser.seqvault.checksum import crc32c
 from laser.seqvault.dictionary import Dictionaries
 from laser.seqvault.exchange import ColumnNames, Events, decode, open_source
@@ -33,6 +33,7 @@ from laser.seqvault.layout import Layout
 from laser.seqvault.manifest import Manifest
 from laser.seqvault.recovery import SHARDS
 from laser.seqvault.segment import Segment, SegmentWriter
+from laser.seqvault.staging import Block
 from laser.seqvault.storing import BLOCK_EVENTS, pack_sorted
 
 COPY_WORDS = 1 << 22

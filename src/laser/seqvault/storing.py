@@ -15,7 +15,7 @@ from laser.seqvault.bits import worst_chunk_words
 from laser.seqvault.cold import chill
 from laser.seqvault.dictionary import Dictionaries
 from laser.seqvault.fetching import SegmentFiles
-from laser.seqvault.grouping import group_by_user
+from laser.seqvault.grouping import group_by_user, merge_by_time
 from laser.seqvault.index import ENTRY, Index
 from laser.seqvault.layout import Layout
 from laser.seqvault.overlap import in_threads
@@ -110,11 +110,12 @@ def _pack_merged(
     """Pack the events at positions ``own``, by user and time, together with the stored ones they are merged with."""
     if not len(stored.piece_at):
         return pack_sorted(layout, users, keep, coming, layout.columns(events, own))
-    old = execute(stored, layout, layout.fields)
-    owner = np.repeat(np.tile(np.arange(len(users)), 2), np.concatenate([old.lengths, coming]))
+    old, time = execute(stored, layout, layout.fields), layout.names[0]
+    ends = np.concatenate([[0], np.cumsum(coming)])
     chosen = {name: np.concatenate([old[name], values[own]]) for name, values in events.items()}
-    order = np.lexsort((chosen[layout.names[0]], owner))
-    return pack_sorted(layout, users, keep, np.bincount(owner, minlength=len(users)), layout.columns(chosen, order))
+    order, split = np.empty(len(chosen[time]), np.int64), int(old.offsets[-1])
+    merge_by_time(old.offsets, chosen[time][:split], ends, chosen[time][split:], order)
+    return pack_sorted(layout, users, keep, old.lengths + coming, layout.columns(chosen, order))
 
 
 def pack_sorted(

@@ -16,7 +16,7 @@ import numpy as np
 
 from laser.seqvault.dictionary import Dictionaries
 from laser.seqvault.index import GOLDEN, NEVER, Index, find_row
-from laser.seqvault.jit import kernel
+from laser.seqvault.jit import kernel, memmove
 from laser.seqvault.layout import Layout
 
 SLOT = np.dtype([("user", "<u8"), ("last", "<i8"), ("head", "<i4"), ("count", "<i4"), ("state", "<i4")])
@@ -81,6 +81,21 @@ def _rehash(old: np.ndarray, new: np.ndarray) -> None:
             new[slot].state = old[index].state
 
 
+@kernel
+def scatter(
+    records: np.ndarray, size: int, places: np.ndarray, addresses: np.ndarray, widths: np.ndarray, begin: int
+) -> None:
+    """Parts of records to columns in memory: the part at ``places[c]`` to ``addresses[c]``, from event ``begin`` on."""
+    source = records.ctypes.data
+    for column in range(len(places)):
+        width = widths[column]
+        dest, at = addresses[column] + begin * width, source + places[column]
+        for _ in range(len(records) // size):
+            memmove(dest, at, width)
+            dest += width
+            at += size
+
+
 @dataclass(frozen=True)
 class Frozen:
     """Recent operations up to a moment, on their way into a segment; later ones do not change it."""
@@ -127,6 +142,7 @@ class Tail:
         self.previous = np.empty(0, np.int32)
         self.slots = np.zeros(64, SLOT)
         self.used = np.zeros(1, np.int64)
+        self._addresses = self._widths = np.empty(0, np.int64)
         self._codes: dict[str, np.ndarray] = {}
         self._num_coded = 0
         self._coding: Dictionaries | None = None
@@ -151,7 +167,23 @@ class Tail:
         self.users[self.size : stop] = users
         for name, values in events.items():
             self.events[name][self.size : stop] = values
-        users, times, position = np.ascontiguousarray(users), np.ascontiguousarray(events[self.layout.names[0]]), 0
+        self._link(stop, table, rows)
+
+    def append_records(
+        self, records: np.ndarray, size: int, places: np.ndarray, table: np.ndarray, rows: np.ndarray
+    ) -> None:
+        """Add events that lie one after the other in ``records`` (uint8), each ``size`` bytes.
+
+        ``places`` tells where the user and each field begin in these; ``table`` and ``rows`` are as in ``append``.
+        """
+        stop = self.size + len(records) // size
+        self._reserve(stop)
+        scatter(records, size, places, self._addresses, self._widths, self.size)
+        self._link(stop, table, rows)
+
+    def _link(self, stop: int, table: np.ndarray, rows: np.ndarray) -> None:
+        """Events up to ``stop`` are in the arrays: link each to the user's previous one."""
+        users, times, position = self.users[self.size : stop], self.times[self.size : stop], 0
         while True:
             position = _insert(users, times, position, self.size, self.slots, self.used, self.previous, table, rows)
             if position == len(users):
@@ -167,6 +199,9 @@ class Tail:
         capacity = max(1024, stop, 2 * len(self.users))
         self.users, self.previous = _grown(self.users, capacity), _grown(self.previous, capacity)
         self.events = {name: _grown(values, capacity) for name, values in self.events.items()}
+        columns = [self.users, *self.events.values()]
+        self._addresses = np.array([column.__array_interface__["data"][0] for column in columns], np.int64)
+        self._widths = np.array([column.strides[0] for column in columns], np.int64)
 
     def coded(self, dictionaries: Dictionaries) -> dict[str, np.ndarray]:
         """Events with codes in the fields that have a dictionary, new ids coded in order of arrival."""

@@ -6,31 +6,27 @@ import contextlib
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from laser.seqvault import snapshot
-from laser.seqvault.catalog import Block, Catalog, Staged, Step
-from laser.seqvault.dictionary import Dictionaries
-from laser.seqvault.index import Index
+from laser.seqvault.catalog import Catalog
+from laser.seqvault.committing import Committer
 from laser.seqvault.layout import Layout, user_ids
 from laser.seqvault.lengths import history_lengths
-from laser.seqvault.manifest import Manifest, SegmentEntry
 from laser.seqvault.overlap import usable_threads
 from laser.seqvault.planning import FOREVER
 from laser.seqvault.ragged import Ragged
 from laser.seqvault.recent import Recent
-from laser.seqvault.segment import file_name
+from laser.seqvault.staging import Block
 from laser.seqvault.storing import pack_events, repack, sample
 from laser.seqvault.syncing import Syncer
-from laser.seqvault.tail import Frozen, coded_in_turns
+from laser.seqvault.tail import coded_in_turns
 
 if TYPE_CHECKING:
     from laser.seqvault.maintenance import Maintenance
-    from laser.seqvault.rewriting import Rewrite
     from laser.seqvault.shards import Shards
 
 CLOSE_EVENTS = 4096
@@ -41,12 +37,8 @@ SLOWED, LONGEST_PAUSE = 1.25, 0.02
 """Appends pause when recent events take so many times their memory, and at twice it for so many seconds each."""
 
 
-class Writer:
+class Writer(Committer):
     """Changes a vault; ``SeqVault`` documents what its methods promise.
-
-    Locks, in the order in which they are taken: the maintenance's by whoever rewrites segments, ``committing`` by
-    whoever replaces the manifest, ``appending`` by whoever writes to the log, ``lock`` by whoever touches what reads
-    look at. Files are written and made durable without the last one, so that reads wait for memory only.
 
     Args:
         catalog: segments and index.
@@ -66,10 +58,9 @@ class Writer:
         read: Callable[..., Ragged],
         tail_bytes: int,
     ) -> None:
-        self.catalog, self.recent, self.lock, self._read = catalog, recent, lock, read
-        self.committing, self._appending = threading.RLock(), threading.RLock()
+        super().__init__(catalog, recent, lock)
+        self._read, self.tail_bytes = read, tail_bytes
         self.maintenance: Maintenance | None = None
-        self.tail_bytes = tail_bytes
         self._selective = catalog.selective
         recent.start_writing(syncer)
         if catalog.index_lost:
@@ -143,12 +134,13 @@ class Writer:
 
     def append_one(self, user: int, event: Mapping[str, Any]) -> int:
         """See ``SeqVault.append_one``."""
-        payload = None if self._selective else self.recent.pack_one(user, event)
-        if payload is None:
+        due = None
+        if not self._selective:
+            with self._appending:
+                due = self.recent.append_one(user, event, self.lock)
+        if due is None:
             return self.append([user], {name: [value] for name, value in event.items()})
-        with self._appending:
-            full = self.recent.append_one(payload, self.lock)
-        if full:
+        if due:
             self._keep_budget()
         return 1
 
@@ -221,79 +213,6 @@ class Writer:
             self.commit(catalog.stage(packed), ids, replacing=catalog.manifest.segments)
             self.save_index()
 
-    def commit(
-        self,
-        staged: Staged,
-        ids: Dictionaries,
-        *,
-        replacing: tuple[SegmentEntry, ...] = (),
-        frozen: Frozen | None = None,
-        log: tuple[int, int] | None = None,
-    ) -> None:
-        """Switch to the state with staged segments, on disk and then in memory; hold ``committing``.
-
-        Args:
-            staged: what ``Catalog.stage`` wrote.
-            ids: dictionaries of the segments' codes.
-            replacing: all present segments when the staged ones replace them, else none.
-            frozen: recent events that the segments hold.
-            log: number and first sequence number of the log that follows these.
-
-        Raises:
-            OSError: when it cannot be made durable.
-        """
-        catalog, recent = self.catalog, self.recent
-        old = catalog.manifest
-        step = self._saved(staged, log or (old.first_log, old.first_sequence), ids, replacing)
-        with self._appending:
-            index = step.applied(Index() if replacing else catalog.index.copy(), recent.forgotten)
-            tail = None if frozen is None else recent.since(frozen, index, ids, self.lock)
-            with self.lock:
-                catalog.install(step, index)
-                if tail is not None:
-                    recent.replace_tail(tail)
-        self._remove_replaced(old, replacing)
-        recent.remove_old_logs()
-
-    def replace_run(self, rewrite: Rewrite, staged: Staged) -> None:
-        """Switch to the state in which staged chunks stand for those of the segments they were copied from."""
-        with self.committing:
-            self.sync()  # chunks of users whose deletion is only in the log may be missing from the copy
-            catalog, old = self.catalog, self.catalog.manifest
-            log, ids = (old.first_log, old.first_sequence), catalog.files.ids
-            step = self._saved(staged, log, ids, tuple(rewrite.run))
-            slot = step.entries[0].slot if step.entries else 0
-            chunks = rewrite.moved(catalog.index, slot)
-            with self.lock:
-                catalog.index.chunks, live = chunks, catalog.index.live
-                for entry in rewrite.run:
-                    live[slot] += live[entry.slot]
-                    live[entry.slot] = 0
-                catalog.install(step, catalog.index)
-            self._remove_replaced(old, rewrite.run)
-
-    def _saved(
-        self, staged: Staged, log: tuple[int, int], ids: Dictionaries, replacing: Sequence[SegmentEntry]
-    ) -> Step:
-        try:
-            return self.catalog.save(staged, log, ids, replacing=replacing, lock=self.lock)
-        except BaseException as error:
-            if self.catalog.in_doubt:
-                self.recent.stop(error)
-            raise
-
-    def _remove_replaced(self, old: Manifest, replaced: Sequence[SegmentEntry]) -> None:
-        self.catalog.remove(file_name(entry.number) for entry in replaced)
-        if old.snapshot and not self.catalog.manifest.snapshot:
-            self.catalog.remove([snapshot.file_name(old.snapshot)])
-
-    def sync(self) -> None:
-        """See ``SeqVault.sync``."""
-        with self._appending:
-            log = self.recent.log
-            assert log is not None
-            log.sync()
-
     def finish(self) -> None:
         """Make everything durable and leave what makes the next opening quick."""
         if self.maintenance is not None:
@@ -304,19 +223,3 @@ class Writer:
                 with contextlib.suppress(OSError):  # the log has everything
                     self.checkpoint()
             self.save_index()
-
-    def save_index(self, *, only_due: bool = False) -> None:
-        """Save the index where that is possible; without it the next opening takes longer."""
-        with self.committing:
-            catalog = self.catalog
-            if catalog.index_saved or (only_due and not catalog.snapshot_due):
-                return
-            with self._appending:
-                # While a deletion is only in the log, the index is ahead of the segments and must not be saved.
-                if self.recent.forgotten:
-                    return
-                compacted = catalog.index.compacted()
-                with self.lock:
-                    catalog.index = compacted.copy()
-            with contextlib.suppress(OSError):
-                catalog.save_index(compacted)
