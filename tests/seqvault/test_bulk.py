@@ -217,3 +217,28 @@ def test_export_is_cut_into_batches_and_sorted(
             list(export_batches(vault, user="time"))
         with pytest.raises(ValueError, match="give the name of a file"):
             export_parquet(vault, path / "no" / "file.parquet")
+
+
+def test_histories_of_one_ten_and_a_million_events(path: Path) -> None:
+    million, largest = 1_000_000, 2**64 - 1
+    lengths = {largest: million, 7: 10, 2**63: 1}
+    users = np.repeat(np.array(list(lengths), np.uint64), list(lengths.values()))
+    times = np.concatenate([np.arange(length) for length in lengths.values()])
+    fields = (Field("time", "int64"), Field("item", "uint64"))
+    with SeqVault.create(path, fields, dictionaries=()) as vault:
+        order = np.random.default_rng(8).permutation(len(users))
+        vault.append(users[order], {"time": times[order], "item": times[order].astype(np.uint64) * np.uint64(3)})
+        vault.append([largest] * 5, {"time": np.arange(million, million + 5), "item": np.arange(5) + 3 * million})
+        for step in range(2):
+            found = vault.read([largest, 7, 2**63, 5], last_n=1200)
+            assert found.lengths.tolist() == [1200, 10, 1, 0]
+            assert found.of(0)["time"].tolist() == list(range(million - 1195, million + 5))
+            middle = vault.read([largest] * 3, before=np.array([1, 500_000, 2]), last_n=1500)
+            assert middle.lengths.tolist() == [1, 1500, 2]
+            assert middle.of(1)["item"].tolist() == [3 * time for time in range(498_500, 500_000)]
+            whole = vault.read([largest])
+            np.testing.assert_array_equal(whole["time"], np.arange(million + 5))
+            if step == 0:
+                vault.compact()
+        assert vault.delete_user(largest)
+        assert vault.read([largest, 7]).lengths.tolist() == [0, 10]

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from laser.seqvault import Field, SeqVault, writing
+from laser.seqvault.rewriting import Rewrite
+from laser.seqvault.shards import write_shard
 from laser.seqvault.syncing import Sync
 from tests.seqvault.power_cut import Disk, Files, Mark, Recorder
 
 FIELDS = (Field("time", "int64"), Field("item", "uint64"), Field("shop", "int32"))
-USERS = [1, 2]
+USERS = [1, 2, 3]
 ITEMS = 7 * np.arange(200, dtype=np.uint64)
 Histories = tuple[tuple[int, ...], ...]
 
@@ -50,11 +54,45 @@ class Program:
             self._run(added, lambda: vault.append(users, events), durable)
 
     def delete(self, durable: bool) -> None:
-        self._run((self.histories[-1][0], ()), lambda: self.vault.delete_user(2), durable)
+        first, _, third = self.histories[-1]
+        self._run((first, (), third), lambda: self.vault.delete_user(2), durable)
 
     def move(self, operation: Callable[[], object], *, durable: bool = True) -> None:
         """What changes no history but makes all durable."""
         self._run(self.histories[-1], operation, durable)
+
+    def adopt(self, times: list[int]) -> None:
+        """A history of the third user that another process wrote; its items are in the dictionary already."""
+        rows = pa.table({"user": [3] * len(times), "time": times, "item": ITEMS[times]})
+        receipt = write_shard(self.vault.path, rows.to_batches(), name="other")
+        first, second, _ = self.histories[-1]
+        self._run((first, second, tuple(times)), lambda: self.vault.adopt([receipt]), True)
+
+    def rewrite(self, first: int, stop: int | None) -> None:
+        """What maintenance does: the live chunks of some segments become one segment."""
+
+        def replace_run() -> None:
+            writer = self.vault._writing()
+            catalog = writer.catalog
+            run = catalog.manifest.segments[first:stop]
+            opened = [catalog.files.segments[entry.slot] for entry in run]
+            rewrite = Rewrite(run, opened, catalog.index, first_of_all=first == 0, breathe=lambda copied: None)
+            writer.replace_run(rewrite, catalog.stage(rewrite.blocks()))
+
+        self.move(replace_run)
+
+    def wait_for_interval(self) -> None:
+        """Until the background has made the log durable, which it does within 10 ms and the time of a sync."""
+
+        def wait() -> None:
+            end = time.monotonic() + 30
+            log = self.vault._writing().recent.log
+            assert log is not None
+            while log.durable < log.position:
+                assert time.monotonic() < end, "the log is not made durable"
+                time.sleep(0.002)
+
+        self.move(wait)
 
     def set_shops(self) -> None:
         self.shops += 1
@@ -79,6 +117,26 @@ def work(program: Program, sync: Sync) -> None:
     program.append([2], one=True, durable=durable)
     program.move(vault.checkpoint)
     program.append([1, 2], durable=durable)
+
+
+def rearrange(program: Program, sync: Sync) -> None:
+    """Segments replaced by maintenance, adopted ones, a log that the background makes durable."""
+    vault, durable = program.vault, sync == "always"
+    for _ in range(3):
+        program.append([1, 2, 1], durable=durable)
+        program.move(vault.checkpoint)
+    program.append([2], durable=durable)
+    program.wait_for_interval() if sync == "interval" else program.move(vault.sync)
+    program.append([1], one=True, durable=durable)
+    program.rewrite(1, None)
+    program.delete(durable)
+    program.append([1], durable=durable)
+    program.rewrite(0, None)
+    program.append([2, 1], durable=durable)
+    program.adopt([0, 3, 5])
+    program.append([1], durable=durable)
+    program.rewrite(1, None)
+    program.append([2], durable=durable)
 
 
 def assert_any(vault: SeqVault, allowed: set[Histories], shops: int) -> None:
@@ -141,7 +199,9 @@ def no_waiting(patch: pytest.MonkeyPatch) -> None:
         patch.setattr(os, name, lambda file: None)  # each would take the disk milliseconds
 
 
-def record(patch: pytest.MonkeyPatch, folder: Path, sync: Sync) -> tuple[Recorder, Program]:
+def record(
+    patch: pytest.MonkeyPatch, folder: Path, sync: Sync, work: Callable[[Program, Sync], None] = work
+) -> tuple[Recorder, Program]:
     """A process that is killed, and the next one."""
     with patch.context() as patched:
         patched.setattr(writing, "BULK_EVENTS", 50)
@@ -159,6 +219,16 @@ def test_every_state_that_a_power_cut_may_leave(path: Path, monkeypatch: pytest.
     SeqVault.create(path, FIELDS, derived={"shop": "item"}, maintenance_rate=0).close()
     recorder, program = record(monkeypatch, path, sync)
     assert len(recorder.steps) > 150
+    found = states(recorder, program.histories)
+    no_waiting(monkeypatch)
+    assert_all(path, found, program.shops)
+
+
+@pytest.mark.parametrize("sync", ["none", "interval"])
+def test_every_state_of_rearranged_segments(path: Path, monkeypatch: pytest.MonkeyPatch, sync: Sync) -> None:
+    SeqVault.create(path, FIELDS, derived={"shop": "item"}, maintenance_rate=0).close()
+    recorder, program = record(monkeypatch, path, sync, rearrange)
+    assert program.histories[-1][2] == (0, 3, 5)
     found = states(recorder, program.histories)
     no_waiting(monkeypatch)
     assert_all(path, found, program.shops)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable
 from typing import Any
 
 from numba import njit, types
+
+PROCESS = uuid.uuid4().hex[:16]
+"""Of this process alone."""
 
 
 def kernel(function: Callable[..., Any]) -> Any:
@@ -15,9 +19,22 @@ def kernel(function: Callable[..., Any]) -> Any:
     at hand (a service account without a home) it refuses, and we compile once in each process instead.
     """
     try:
-        return njit(cache=True, nogil=True)(function)
+        compiled = njit(cache=True, nogil=True)(function)
     except RuntimeError:
         return njit(nogil=True)(function)
+    _name_apart(compiled)
+    return compiled
+
+
+def _name_apart(compiled: Any) -> None:
+    """Give the files of machine code names that no other process, and no older release, uses.
+
+    Numba numbers them, and writes its list of them before the file itself. A process that is killed in between leaves a
+    list that names a file of older code, and two that compile at the same time name different code alike.
+    """
+    files = getattr(compiled._cache, "_cache_file", None)
+    if files is not None:
+        files._data_name_pattern = files._data_name_pattern.replace("{number:d}", PROCESS + "-{number:d}")
 
 
 pread = types.ExternalFunction("pread", types.int64(types.int32, types.intp, types.uint64, types.int64))
