@@ -129,6 +129,9 @@ def measure(folder: Path, workload: Workload | Recorded, num_batches: int) -> di
             "bytes/event": bytes_on_disk(engine.folder) / events,
         }
         engine.open()
+        if engine.name == "SeqVault":
+            stats = engine.vault.stats()
+            rows[engine.name] |= {f"loaded: {n}": stats[n] for n in ("index_bytes_per_user", "extents_per_user")}
         print(f"{engine.name}: built in {rows[engine.name]['load s']:.1f} s", flush=True)
     batches = workload.batches(num_batches, seed + 2)
     agree(all_engines, batches[0])

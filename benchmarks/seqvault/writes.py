@@ -23,8 +23,6 @@ SECONDS = 15.0
 
 def own_figures(folder: Path, workload: Workload | Recorded) -> dict[str, float]:
     """Figures of the vault in ``folder``, which grows by what is appended."""
-    with SeqVault.open(folder) as vault:
-        loaded = vault.stats()
     batches = workload.batches(40, workload.seed + 5)
     np.save(folder.parent / "batches.npy", np.stack(batches))
     alone = _report(_reader(folder, SECONDS / 3))
@@ -33,8 +31,6 @@ def own_figures(folder: Path, workload: Workload | Recorded) -> dict[str, float]
     during = _report(beside)
     singles = append_singles(folder, workload, SECONDS / 5)
     figures = {
-        "index bytes per user, before these appends": loaded["index_bytes_per_user"],
-        "chunks per user, before these appends": loaded["extents_per_user"],
         "single appends/s, newest event read back": singles["per second"],
         "CPU us per single append": singles["CPU us"],
         "CPU us per event appended in batches": written["CPU us"],
