@@ -23,5 +23,6 @@ def hash_number(*parts: ir.Value) -> ir.IntegerColumn:
     letters = ibis.literal("0123456789abcdef")
     number = ibis.literal(0, "int64")
     for place in range(DIGITS):
-        number = number * 16 + letters.find(digest.substr(place, 1)).cast("int64")
+        # Spark's place in a text has 32 bits, which Ibis takes for 64, so that it would leave out a single cast.
+        number = number * 16 + letters.find(digest.substr(place, 1)).cast("int32").cast("int64")
     return number

@@ -155,6 +155,88 @@ def test_rich_recipe(master: str, tmp_path: Path) -> None:
     assert_same(tmp_path / "duckdb", tmp_path / "spark")
 
 
+def write_wide(folder: Path) -> Path:
+    """Pages with lists and a search log as one history, prices that change, and a recipe with the rules over rows."""
+    random = np.random.default_rng(11)
+    pages = [random.integers(0, 60, random.integers(0, 5)).tolist() for _ in range(500)]
+    marks: list[Any] = [random.integers(0, 2, len(page)).tolist() for page in pages]
+    pages[7] = marks[7] = None  # type: ignore[call-overload]
+    columns = {"who": random.integers(1, 40, 500), "when": random.integers(0, 300, 500), "visit": ["a", "b"] * 250}
+    columns |= {"shown": pages, "clicked": marks}
+    pq.write_table(pa.table(columns).slice(0, 200), folder / "pages-0.parquet")
+    pq.write_table(pa.table(columns).slice(200), folder / "pages-1.parquet")
+    rows = zip(*(random.integers(0, top, 700).tolist() for top in (40, 60, 300_000, 12)))
+    text = "\n".join(["uid\tvid\tms\twords", *(f"{u}\t{v}\t{ms}\tÄpfel {w}" for u, v, ms, w in rows)])
+    (folder / "search.tsv.gz").write_bytes(gzip.compress(text.encode()))
+    prices = {"id": random.integers(0, 60, 150), "since": random.integers(0, 300, 150), "cost": np.arange(150) % 9}
+    pq.write_table(pa.table(prices), folder / "prices.parquet")
+    searched = {"who": "uid", "shown": "vid", "when": "ms // 1000", "clicked": "1", "visit": "'s' || uid % 3"}
+    rare = {"min_count": 8, "oov_buckets": 3}
+    recipe = {
+        "name": "wide",
+        "raw": str(folder),
+        "log": [
+            {"name": "pages", "files": "pages-*.parquet", "explode": ["shown", "clicked"]},
+            {
+                "name": "search",
+                "files": "search.tsv.gz",
+                "types": {"uid": "int64", "vid": "int64", "ms": "int64", "words": "string"},
+                "values": searched,
+            },
+        ],
+        "joins": {
+            "prices": {
+                "source": {"files": "prices.parquet"},
+                "key": {"column": "id"},
+                "on": {"column": "shown"},
+                "valid_from": {"column": "since"},
+                "keep": "last",
+                "values": {"cost": "cost"},
+            }
+        },
+        "user": {"column": "who", "width": 4},
+        "item": {"column": "shown", "width": 4, **rare},
+        "timestamp": {"column": "when", "earliest": 5},
+        "label": {"column": "clicked"},
+        "item_side": {"words": {"column": "words", "from_log": True, "length": 2, "width": 4}},
+        "event_side": {"cost": {"column": "cost", "table": "cost", "width": 4, "vocabulary": "train"}},
+        "context": {
+            "scenario": {"column": "log_name", "width": 4},
+            "slot": {"column": "position", "width": 4},
+            "cell": {"column": "who", "hash": 7, "width": 4},
+            "query": {"column": "words", "hash": 50, "width": 4},
+            "price": {"column": "cost", "table": "cost", "width": 4, "vocabulary": "train"},
+        },
+        "session": {"column": "visit"},
+        "request": {"expression": "coalesce(list_row, -1)"},
+        "deduplicate": {"same": ["user", "item"], "within": 3, "keep": "last"},
+        "users": {"min_events": 35},
+        "negatives": {"per_positive": 2, "by": "popularity", "seed": 4},
+        "downsample": {"keep": 0.6},
+        "split": {"by_user_fold": {"folds": 5, "validation": [1], "test": [2]}},
+        "max_rejected": 0.05,
+    }
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe, allow_unicode=True))
+    return path
+
+
+def told(report: dict[str, Any]) -> dict[str, Any]:
+    """A report without the store's bytes."""
+    return {name: value for name, value in report.items() if name != "bytes"}
+
+
+def test_rules_over_rows(master: str, tmp_path: Path) -> None:
+    """Several logs, exploded lists, values as of a time, hashed and rare ids, rules over rows, drawn negatives."""
+    recipe = write_wide(tmp_path)
+    report = prepare(recipe, tmp_path / "duckdb")
+    rows = report["rows"]
+    assert min(rows["drawn"], rows["thinned"], *rows["removed"].values(), *rows["rejected"].values()) > 0
+    other = prepare(recipe, tmp_path / "spark", engine="spark", spark_master=master)
+    assert told(other) == told(report)
+    assert_same(tmp_path / "duckdb", tmp_path / "spark")
+
+
 def test_killed_on_spark(master: str, small: Path, write: Any, tmp_path: Path) -> None:
     """SIGKILL of the driver while Spark works: the old data set stays whole."""
     out = Path(shutil.copytree(small, tmp_path / "out"))
