@@ -22,7 +22,8 @@ from data_prep.engine import Engine, open_engine
 from data_prep.extending import extend_codes, extend_items, extend_schema, extend_vault
 from data_prep.file_checks import find_files
 from data_prep.intake import REASON, Intake, accept, read_items, read_log
-from data_prep.leakage import Findings, check_prepared
+from data_prep.leakage import PASSES, check_prepared
+from data_prep.leakage_findings import Findings
 from data_prep.leakage_windows import refuse_future
 from data_prep.memory import Budget
 from data_prep.pipeline import plain_errors
@@ -195,11 +196,10 @@ class Addition:
                 write_samples(staging / "samples", engine, schema, coded, advance)
             rows = count_rows(recipe, judgement, intake, coded)
             report = describe_addition(engine, self.present, staging, schema, items, rows, coded, files)
-            options = {"temp_directory": str(staging / "work" / "check"), **budget.duckdb_options()}
             total = sum(split["samples"] for split in report["samples"].values())
-            with stages.counted("checking for leakage", total) as advance:
-                engine.close()  # the check has a connection of its own, and both would exceed the limit of memory
-                found = check_prepared(staging, report, advance, options)
+            with stages.counted("checking for leakage", PASSES * total) as advance:
+                engine.close()  # the check has memory of its own, and both would exceed the limit
+                found = check_prepared(staging, report, advance, budget.gathering)
         if found.problems:
             problems = "; ".join(found.problems)
             raise ValueError(

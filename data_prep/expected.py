@@ -13,6 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 BLOCK = 1 << 22
 CURE = "fetch the files again, or take `expected` out of the recipe for data of your own"
 
@@ -27,10 +30,12 @@ class ExpectedFile:
     """Checksum in hexadecimal digits."""
     sha256: str | None = None
     """Checksum in hexadecimal digits."""
+    rows: int | None = None
+    """Rows of a Parquet file."""
 
     def __post_init__(self) -> None:
-        if self.bytes is None and self.md5 is None and self.sha256 is None:
-            raise ValueError("says nothing; give `bytes`, `md5` or `sha256`")
+        if (self.bytes, self.md5, self.sha256, self.rows) == (None, None, None, None):
+            raise ValueError("says nothing; give `bytes`, `md5`, `sha256` or `rows`")
         for name, digits in (("md5", 32), ("sha256", 64)):
             if (value := getattr(self, name)) is not None and len(value) != digits:
                 raise ValueError(f"`{name}` is {value!r}; expected {digits} hexadecimal digits")
@@ -41,6 +46,8 @@ class ExpectedFile:
             return "is missing"
         if self.bytes is not None and (found := path.stat().st_size) != self.bytes:
             return f"has {found:,} bytes, expected {self.bytes:,}"
+        if self.rows is not None and (found := _rows(path)) != self.rows:
+            return "is no Parquet file" if found is None else f"has {found:,} rows, expected {self.rows:,}"
         for name in ("md5", "sha256"):
             wanted = getattr(self, name)
             if wanted is not None and (digest := _digest(path, name)) != wanted.lower():
@@ -119,6 +126,13 @@ def compare(editions: dict[str, Edition], recognised: str | None, report: dict[s
     nearest = min(differences, key=lambda name: abs((editions[name].rows or 0) - found["rows"]))
     print(f"laser-prep: counts are not those of {nearest} ({'; '.join(differences[nearest])})", file=sys.stderr)
     return {"edition": None, "differences": differences[nearest]}
+
+
+def _rows(path: Path) -> int | None:
+    try:
+        return pq.read_metadata(path).num_rows
+    except pa.ArrowInvalid:
+        return None
 
 
 def _digest(path: Path, algorithm: str) -> str:

@@ -14,24 +14,25 @@ import pyarrow.parquet as pq
 
 from data_prep.codes import Codes
 from data_prep.engine import Engine
+from data_prep.histories import runs
 from data_prep.intake import Intake
-from data_prep.items import item_rows
+from data_prep.items import item_rows, side_column, side_values
 from data_prep.layout import UNSIGNED
 from data_prep.present import Present
 from data_prep.recipe import Recipe
 from data_prep.row_columns import LOG_ROW
 from data_prep.vocabulary import CODE, RAW, Vocabulary, all_features, together
 from data_prep.writing import Coded
-from laser.schema import Feature, Schema, names
+from laser.schema import Feature, Kind, Schema, names
 from laser.seqvault import SeqVault
 from laser.seqvault.layout import Layout
 
-USERS_AT_ONCE = 1024
-"""Histories in memory while they are written anew."""
+EVENTS_AT_ONCE = 1 << 20
+"""Events of whole histories in memory while these are written anew; a longer one is held whole."""
 
 
 def extend_codes(engine: Engine, recipe: Recipe, intake: Intake, present: Present) -> Codes:
-    """The data set's codes, with new ones behind them for values that are new; bounds of buckets stay.
+    """The data set's codes, with new ones behind them for values that are new; bounds and hashes stay.
 
     Raises:
         ValueError: when new values are text and the known ones numbers, or the other way round.
@@ -44,6 +45,12 @@ def extend_codes(engine: Engine, recipe: Recipe, intake: Intake, present: Presen
     for table, members in groups.items():
         size = present.schema[members[0]].cardinality
         assert size is not None
+        codes.cardinalities.update(dict.fromkeys(members, size))
+        if (number := features[members[0]].hash) is not None:
+            for name in members:
+                vocabulary.refuse_unhashable(name)
+                codes.shared[name] = (1, number)
+            continue
         known = engine.read_parquet([present.folder / "ids" / f"{members[0]}.parquet"], {RAW, CODE}).select(RAW, CODE)
         if features[members[0]].buckets:
             lower = known.order_by(CODE).to_pyarrow()[RAW].to_pylist()
@@ -84,14 +91,31 @@ def _grown(feature: Feature, codes: Codes) -> Feature:
 def extend_items(
     path: Path, engine: Engine, recipe: Recipe, schema: Schema, intake: Intake, codes: Codes, present: Present
 ) -> pa.Table:
-    """Write the item table with rows for new items behind the known ones, whose side info stays; returns it."""
+    """Write the item table with rows for new items behind the known ones, whose side info stays; returns it.
+
+    The code of a hashed item had its row before: it is filled in when nothing was known for it.
+    """
     known = pq.read_table(present.folder / path.name)
     table = known
     if (schema.item.cardinality or 0) > len(known):
         fresh = item_rows(engine, recipe, schema, intake, codes, len(known))
         table = pa.concat_tables([known, fresh], promote_options="permissive")
+    elif schema.item.name in codes.shared and schema.of_kind(Kind.ITEM_SIDE):
+        table = _filled(known, item_rows(engine, recipe, schema, intake, codes, 0), schema)
     pq.write_table(table, path, compression="zstd")
     return table
+
+
+def _filled(known: pa.Table, fresh: pa.Table, schema: Schema) -> pa.Table:
+    """The known side info, and the fresh one where every feature of a row is unknown."""
+    side = schema.of_kind(Kind.ITEM_SIDE)
+    before = {feature.name: side_values(known, feature) for feature in side}
+    blank = np.all([values[:, 0] == 0 for values in before.values()], axis=0)
+    for feature in side:
+        values = before[feature.name].astype(feature.dtype)
+        values[blank] = side_values(fresh, feature)[blank]
+        known = known.set_column(known.column_names.index(feature.name), feature.name, side_column(values, feature))
+    return known
 
 
 def extend_vault(
@@ -115,8 +139,8 @@ def _widen(path: Path, schema: Schema) -> None:
         fresh = path.with_name("vault.wider")
         with SeqVault.create(fresh, schema) as new:
             users = old.users()
-            for first in range(0, len(users), USERS_AT_ONCE):
-                some = users[first : first + USERS_AT_ONCE]
+            for run in runs(old.lengths(users), EVENTS_AT_ONCE):
+                some = users[run]
                 found = old.read(some)
                 events = {field.name: found[field.name].astype(field.dtype) for field in schema.event}
                 new.append(np.repeat(some, found.lengths), events)

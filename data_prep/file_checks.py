@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
 
+from data_prep.file_gaps import tell_gaps
 from data_prep.recipe_sources import Source
 
 COMPRESSED = (".gz", ".zst")
@@ -34,7 +35,9 @@ def find_files(source: Source, raw: Path) -> list[Path]:
     """
     found: list[Path] = []
     for pattern in source.files:
-        matches = sorted(path for path in raw.glob(pattern) if path.is_file())
+        matches = sorted(path for path in raw.glob(pattern) if not path.is_dir())
+        if gone := next((path for path in matches if not path.exists()), None):
+            raise ValueError(f"{gone} is a link to a file that is missing; {CURE}")
         if not matches:
             near = sorted(path.name for path in raw.iterdir())[:5] if raw.is_dir() else []
             there = f", which holds {', '.join(near)}" if near else ""
@@ -73,6 +76,7 @@ def check_files(source: Source, files: list[Path], used: set[str]) -> None:
             separator, and text of another encoding, naming file, line and column.
     """
     kind = format_of(source, files[0])
+    tell_gaps(files)
     for path in files:
         names = _names(source, path)
         if kind != "jsonl":  # an object may lack a key

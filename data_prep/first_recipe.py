@@ -33,6 +33,8 @@ NAMES = {
         "date|day|pos|order|step|sequence",
     ),
     "label": ("label|is_?click(ed)?|click(ed)?|clk", "correct|converted|purchased?|liked?|is_like"),
+    "session": ("session(_?id)?|visit(_?id)?",),
+    "request": ("(request|impression|page_?view)(_?id)?|search_?id",),
     "rating": ("rating|stars|score|overall",),
     "outcome": (
         ".*(rating|watch|view|play|dwell|duration|like|follow|comment|share|forward|correct|hate|stay|read).*",
@@ -40,6 +42,8 @@ NAMES = {
 }
 """Names of columns in lower case, the likeliest first."""
 FORMATS = ("%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S", "%Y/%m/%d %H:%M:%S", "%Y-%m-%d", "%Y%m%d", "%Y-%m-%d %H:%M:%S.%f")
+DAY = {"s": 86_400, "ms": 86_400_000, "us": 86_400_000_000}
+"""Ticks of a day."""
 UNITS = (("s", 1e8, 1e11), ("ms", 1e11, 1e14), ("us", 1e14, 1e17))
 """Unit, and between which numbers a present-day time in it lies."""
 
@@ -72,16 +76,23 @@ def first_recipe(files: Sequence[Path]) -> str:
     for part in ("user", "item", "timestamp"):
         taken[part] = _find(part, sample, set(taken.values()), files[0])
     label_column = _label_column(sample, set(taken.values()))
-    label = _label(sample, label_column)
+    timestamp, unit = _timestamp(sample, taken["timestamp"])
+    label = _label(sample, label_column, unit)
+    taken |= _visits(sample, set(taken.values()) | {label_column})
     side = _side_info(sample, taken, label_column)
+    visits = [part for part in ("session", "request") if part in taken]
     guesses = [
         Guess([f"name: {re.sub(r'[^a-z0-9_]', '_', files[0].name.split('.')[0].lower())}"], "Choose a name."),
         Guess([f"raw: {_quoted(str(raw))}"], "Folder of the files; --raw overrides it."),
         _log(source, sample),
         _id("user", taken["user"], sample),
         _id("item", taken["item"], sample),
-        _timestamp(sample, taken["timestamp"]),
+        timestamp,
         label,
+        *(
+            Guess([f"{part}: {{column: {_quoted(taken[part])}}}"], f"Named like a {part}; kept with samples.")
+            for part in visits
+        ),
         *side,
         Guess(
             ["split:", "  per_user: {validation: 0.1, test: 0.1}"],
@@ -150,10 +161,25 @@ def _label_column(sample: pa.Table, taken: set[str]) -> str | None:
     return next(iter([*answers, *_named("rating", free)]), None)
 
 
-def _label(sample: pa.Table, name: str | None) -> Guess:
+def _visits(sample: pa.Table, taken: set[str | None]) -> dict[str, str]:
+    """Columns of ids of sessions and requests."""
+    free = [name for name in sample.column_names if name not in taken]
+    found = {part: next(iter(_named(part, free)), None) for part in ("session", "request")}
+    kinds = {name: sample.schema.field(name).type for name in found.values() if name is not None}
+    return {
+        part: name
+        for part, name in found.items()
+        if name is not None and (pa.types.is_integer(kinds[name]) or pa.types.is_string(kinds[name]))
+    }
+
+
+def _label(sample: pa.Table, name: str | None, unit: str) -> Guess:
     if name is None:
-        lines = ['label: {expression: "1"}', "negatives: {per_positive: 4, by: popularity}"]
-        return Guess(lines, "No column looks like an answer: each row is taken for a click, and negatives are drawn.")
+        way = f"by: recent, window: {DAY[unit]}" if unit in DAY else "by: popularity"
+        drawn = "items clicked in the day before" if unit in DAY else "clicked items"
+        lines = ['label: {expression: "1"}', f"negatives: {{per_positive: 4, {way}}}"]
+        why = f"No column looks like an answer: each row is taken for a click, and negatives are drawn from {drawn}."
+        return Guess(lines, why)
     if (values := _values(sample, name)) <= {0, 1}:
         return Guess([f"label: {{column: {_quoted(name)}}}"], f"{name!r} has the name of an answer and holds 0 and 1.")
     bound = 0.8 * float(max(values))
@@ -186,7 +212,8 @@ def _id(part: str, name: str, sample: pa.Table) -> Guess:
     return Guess([f"{part}: {{column: {_quoted(name)}{width}}}"], why)
 
 
-def _timestamp(sample: pa.Table, name: str) -> Guess:
+def _timestamp(sample: pa.Table, name: str) -> tuple[Guess, str]:
+    """The guess and its unit."""
     kind = sample.schema.field(name).type
     values = sample[name].drop_null()
     if pa.types.is_temporal(kind) or pa.types.is_string(kind):
@@ -198,13 +225,13 @@ def _timestamp(sample: pa.Table, name: str) -> Guess:
             )
         unit = "ms" if fit[0].endswith("%f") else "s"
         lines = [f"timestamp: {{column: {_quoted(name)}, format: {_quoted(fit[0])}, unit: {unit}, zone: UTC}}"]
-        return Guess(lines, f"{name!r} holds times such as {texts[0]}. Set the zone they are meant in.")
+        return Guess(lines, f"{name!r} holds times such as {texts[0]}. Set the zone they are meant in."), unit
     middle = float(pc.call_function("quantile", [values]).to_pylist()[0])
     unit = next((unit for unit, low, high in UNITS if low <= middle < high), "step")
     why = f"{name!r} has the name of a time; {middle:.0f}, its middle value, is a present-day time in {unit}."
     if unit == "step":
         why = f"{name!r} has the name of an order; its middle value {middle:.0f} is no time, so it counts steps."
-    return Guess([f"timestamp: {{column: {_quoted(name)}, unit: {unit}}}"], why)
+    return Guess([f"timestamp: {{column: {_quoted(name)}, unit: {unit}}}"], why), unit
 
 
 def _fits(text: str, form: str) -> bool:

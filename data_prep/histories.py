@@ -1,8 +1,8 @@
-"""Ordered rows -> the history store."""
+"""Ordered rows -> the history store; and whole histories, a few at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,3 +25,13 @@ def write_stream(path: Path, schema: Schema, batches: Iterable[pa.RecordBatch], 
 def values(batch: pa.RecordBatch, name: str, dtype: str) -> np.ndarray:
     """A column without nulls in the dtype of its feature."""
     return batch.column(name).to_numpy(zero_copy_only=False).astype(dtype, copy=False)
+
+
+def runs(sizes: np.ndarray, most: int) -> Iterator[slice]:
+    """Neighbours whose sizes add up to at most ``most``; one that is larger stands alone."""
+    edges = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+    first = 0
+    while first < len(sizes):
+        stop = max(first + 1, int(np.searchsorted(edges, edges[first] + most, side="right")) - 1)
+        yield slice(first, stop)
+        first = stop

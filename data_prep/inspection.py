@@ -139,8 +139,9 @@ def _samples(folder: Path, schema: Schema, code: int) -> Rows:
         path = folder / "samples" / split
         if not path.is_dir():
             raise ValueError(f"{path} is missing; {CURE}")
-        found = pq.read_table(path, filters=pc.field(schema.user.name) == code).to_pylist()
-        rows += [{**row, "split": split} for row in found]
+        for file in sorted(path.glob("*.parquet")):  # one by one: additions may have widened the types of codes
+            found = pq.read_table(file, filters=pc.field(schema.user.name) == code).to_pylist()
+            rows += [{**row, "split": split} for row in found]
     return sorted(rows, key=lambda row: row[schema.timestamp.name])
 
 

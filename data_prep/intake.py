@@ -19,12 +19,15 @@ from data_prep.merging import read_logs
 from data_prep.recipe import Recipe
 from data_prep.recipe_features import FeatureMap
 from data_prep.recipe_sources import Timestamp, Value
-from data_prep.row_columns import CELL, UNPARSED
+from data_prep.row_columns import CELL, LOG_FIRST, UNPARSED
 from data_prep.row_rules import follow_rules
 from data_prep.sampling import with_negatives
 from data_prep.sources import read_source
 from data_prep.timestamps import with_ticks
+from laser.schema import TIMESTAMP_UNITS
 
+YEAR_10000 = 253_402_300_800
+"""Seconds from 1970 to the first moment that calendars of Python and SQL do not know."""
 REASON = "$:reason"
 LOG_VALUES = "log_values"
 ACCEPTED = "accepted"
@@ -104,7 +107,8 @@ def accept(engine: Engine, recipe: Recipe, log: ir.Table) -> tuple[ir.Table, dic
     conditions = {"$target": recipe.target.where or "true", "$history": recipe.history.where or "true"}
     if recipe.split.by_value:
         conditions["$split"] = sql_of(recipe.split.by_value)
-    flagged = add_columns(fit.drop(UNPARSED, CELL, REASON), conditions)
+    spent = [name for name in (UNPARSED, CELL, LOG_FIRST, REASON) if name in fit.columns]
+    flagged = add_columns(fit.drop(*spent), conditions)
     flags = {name: flagged[name].cast("boolean").coalesce(False) for name in ("$target", "$history")}
     rows, removed = follow_rules(engine, recipe, flagged.mutate(**flags))
     if recipe.negatives is not None:
@@ -177,6 +181,9 @@ def _reason(table: ir.Table, clock: Timestamp) -> ir.StringValue:
     if not time.type().is_integer():
         faults.append((time.cast("float64") != time.cast("float64").floor(), "timestamp is not a whole number"))
     faults.append(((time < 0) | (time.cast("float64") >= 2.0**63), "timestamp is negative or above 2^63"))
+    if clock.unit != "step":
+        end = round(YEAR_10000 / TIMESTAMP_UNITS[clock.unit])
+        faults.append((time >= end, f"timestamp is after the year 9999, so its unit is not {clock.unit!r}"))
     if clock.earliest is not None:
         faults.append((time < clock.earliest, f"timestamp is before `earliest`, {clock.earliest}"))
     if clock.latest is not None:

@@ -40,7 +40,7 @@ def item_rows(engine: Engine, recipe: Recipe, schema: Schema, intake: Intake, co
     for name, feature in recipe.item_side.items():
         pairs = _pairs(recipe, intake, codes, name, feature)
         values = _fill(engine, pairs.filter(pairs["item"] >= first), schema[name], first, size)
-        columns[name] = _column(values, schema[name])
+        columns[name] = side_column(values, schema[name])
     if item in codes.dictionaries:
         columns[RAW] = _raw(engine, codes.dictionaries[item], first, size)
     return pa.table(columns)
@@ -59,11 +59,16 @@ def known_shares(items: pa.Table, schema: Schema) -> dict[str, float]:
     """Per side feature the share of items, but for row 0, that have a known value."""
     known = {}
     for feature in schema.of_kind(Kind.ITEM_SIDE):
-        column = items[feature.name]
-        values = (pc.call_function("list_flatten", [column]) if feature.length > 1 else column).to_numpy()
-        first = values.reshape(-1, feature.length)[1:, 0]
+        first = side_values(items, feature)[1:, 0]
         known[feature.name] = float((first > 0).mean()) if len(first) else 0.0
     return known
+
+
+def side_values(items: pa.Table, feature: Feature) -> np.ndarray:
+    """Codes of a side feature, [items, length]."""
+    column = items[feature.name]
+    values = (pc.call_function("list_flatten", [column]) if feature.length > 1 else column).to_numpy()
+    return values.reshape(-1, feature.length)
 
 
 def _pairs(recipe: Recipe, intake: Intake, codes: Codes, name: str, feature: FeatureMap) -> ir.Table:
@@ -102,6 +107,7 @@ def _fill(engine: Engine, pairs: ir.Table, feature: Feature, first: int, size: i
     return values
 
 
-def _column(values: np.ndarray, feature: Feature) -> pa.Array:
+def side_column(values: np.ndarray, feature: Feature) -> pa.Array:
+    """Codes of a side feature [items, length] as a column of ``items.parquet``."""
     flat = pa.array(values.reshape(-1))
     return flat if feature.length == 1 else pa.FixedSizeListArray.from_arrays(flat, feature.length)

@@ -12,6 +12,8 @@ UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40, "K": 2**10, "M
 OUTSIDE = 700 << 20
 """Bytes outside the engine: interpreter and libraries, batches on their way, packing of histories."""
 LEAST = 1 << 30
+STRICT = 0.9
+"""Share of the rest that the engine is told: it exceeds its limit by some hundredths."""
 SHARE = 0.8
 """Of the machine's memory, where no limit is given."""
 
@@ -50,7 +52,12 @@ class Budget:
     @property
     def engine(self) -> int:
         """Bytes that the engine may use."""
-        return max(self.total - OUTSIDE, LEAST // 4)
+        return max(int(STRICT * (self.total - OUTSIDE)), LEAST // 4)
+
+    @property
+    def gathering(self) -> int:
+        """Bytes for samples that are gathered by user when the engine is closed."""
+        return self.total // 4
 
     def duckdb_options(self) -> dict[str, Any]:
         """Options of a DuckDB connection within this budget."""

@@ -13,7 +13,7 @@ from data_prep.engine import Engine
 from data_prep.expressions import add_columns, columns_of
 from data_prep.file_checks import column_names
 from data_prep.recipe_sources import Log
-from data_prep.row_columns import CELL, LOG_ROW, UNPARSED
+from data_prep.row_columns import CELL, LOG_FIRST, LOG_ROW, UNPARSED
 from data_prep.sources import read_source
 
 LOG_NAME = "log_name"
@@ -31,6 +31,8 @@ EXPLODED = {POSITION, LIST_ROW}
 def read_logs(engine: Engine, logs: list[Log], raw: Path, used: set[str]) -> ir.Table:
     """Table of the ``used`` columns, ``log_row``, ``log_name``, ``$unparsed`` and ``$cell`` over all logs.
 
+    Where there are several, ``$first`` is the first ``log_row`` of a row's own log.
+
     Raises:
         ValueError: when no log has a column, or logs disagree on its type, besides what reading may find wrong.
     """
@@ -46,7 +48,7 @@ def read_logs(engine: Engine, logs: list[Log], raw: Path, used: set[str]) -> ir.
         table = _read(engine, log, raw, present, what).mutate(**{LOG_NAME: ibis.literal(log.name, "string")})
         if len(logs) > 1:
             rows = int(table.count().to_pyarrow().as_py())
-            table = table.mutate(**{LOG_ROW: table[LOG_ROW] + first})
+            table = table.mutate(**{LOG_ROW: table[LOG_ROW] + first, LOG_FIRST: ibis.literal(first, "int64")})
             first += rows * (LONGEST_LIST if log.explode else 1)
         tables.append(table)
     if len(tables) == 1:
@@ -108,4 +110,4 @@ def _align(table: ir.Table, types: dict[str, dt.DataType]) -> ir.Table:
     columns = {
         name: table[name].cast(kind) if name in table.columns else ibis.null(kind) for name, kind in types.items()
     }
-    return table.select(**columns, **{name: table[name] for name in (LOG_ROW, LOG_NAME, UNPARSED, CELL)})
+    return table.select(**columns, **{name: table[name] for name in (LOG_ROW, LOG_NAME, LOG_FIRST, UNPARSED, CELL)})

@@ -20,7 +20,8 @@ from data_prep.id_coverage import id_coverage
 from data_prep.intake import Intake, accept, read_items, read_log
 from data_prep.items import write_items
 from data_prep.layout import make_schema
-from data_prep.leakage import Findings, check_prepared
+from data_prep.leakage import PASSES, check_prepared
+from data_prep.leakage_findings import Findings
 from data_prep.leakage_windows import refuse_future
 from data_prep.memory import Budget
 from data_prep.progress import Stages
@@ -32,6 +33,7 @@ from data_prep.resuming import Parts, belongs, fingerprint
 from data_prep.row_counts import count_rows
 from data_prep.sources import resolve_raw
 from data_prep.staging import staged
+from data_prep.stray_times import stray_sentence, stray_times
 from data_prep.summary import complete, describe, write_report
 from data_prep.writing import Coded, code_rows, write_dictionaries, write_samples, write_vault
 from laser.schema import Schema
@@ -133,12 +135,16 @@ def _write(
     with stages.counted("writing samples", samples) as advance:
         folder = staging / "samples"
         parts.once(folder, lambda: write_samples(folder, engine, schema, coded, advance))
-    ids = id_coverage(engine, recipe, intake, codes, coded.rows)
-    rows = count_rows(recipe, judgement, intake, coded)
-    report = describe(recipe, schema, rows, coded, known, ids)
-    with stages.counted("checking for leakage", samples) as advance:
-        engine.close()  # the check has a connection of its own, and both would exceed the limit of memory
-        found = check_prepared(staging, report, advance, parts.check_options)
+    with stages.query("describing"):
+        ids = id_coverage(engine, recipe, intake, codes, coded.rows)
+        rows = count_rows(recipe, judgement, intake, coded)
+        report = describe(recipe, schema, rows, coded, known, ids)
+        if strays := stray_times(intake.accepted, schema.timestamp_unit):
+            report["stray_times"] = strays
+            print(f"laser-prep: {stray_sentence(strays, schema)}", file=sys.stderr)
+    with stages.counted("checking for leakage", PASSES * samples) as advance:
+        engine.close()  # the check has memory of its own, and both would exceed the limit
+        found = check_prepared(staging, report, advance, parts.budget.gathering)
     if found.problems:
         raise ValueError(f"the leakage check failed: {'; '.join(found.problems)}; correct the recipe or the log")
     return report, found

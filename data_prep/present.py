@@ -148,7 +148,7 @@ def require_extendable(recipe: Recipe, present: Present) -> None:
     if rule := next((name for name, needed in whole.items() if needed), None):
         raise ValueError(f"a data set with `{rule}` cannot be extended, as that rule needs the rows of before; {cure}")
     for name, feature in all_features(recipe).items():
-        if rule := next(iter(feature.id_rule), None):
+        if rule := next((key for key in feature.id_rule if key != "hash"), None):
             raise ValueError(
                 f"a data set whose {name!r} has `{rule}` cannot be extended: the whole log decides how values are "
                 f"coded; {cure}"

@@ -14,7 +14,7 @@ from data_prep.file_places import place_in
 from data_prep.intake import REASON
 from data_prep.merging import LOG_NAME, LONGEST_LIST
 from data_prep.recipe import Recipe
-from data_prep.row_columns import CELL, LOG_ROW
+from data_prep.row_columns import CELL, LOG_FIRST, LOG_ROW
 
 
 @dataclass(frozen=True)
@@ -61,11 +61,10 @@ def _example(log: ir.Table, reason: str, recipe: Recipe, raw: Path) -> str:
 
 
 def _place(row: dict[str, Any], recipe: Recipe, raw: Path) -> str:
-    number = row[LOG_ROW]
-    if len(recipe.log) > 1:
-        return f"log row {number} in {row[LOG_NAME]!r}"
-    source = recipe.log[0]
-    return f"log row {number}, {place_in(source, raw, number // (LONGEST_LIST if source.explode else 1))}"
+    number = row[LOG_ROW] - row.get(LOG_FIRST, 0)
+    source = next(log for log in recipe.log if log.name == row[LOG_NAME])
+    whose = "" if source.name is None else f" of {source.name!r}"
+    return f"log row {number}{whose}, {place_in(source, raw, number // (LONGEST_LIST if source.explode else 1))}"
 
 
 def write_rejected(folder: Path, engine: Engine, log: ir.Table) -> None:

@@ -43,10 +43,7 @@ class Facts:
         self.folder, self.schema = folder, schema
         spill = os.fspath(folder / "spill")  # made when needed, and removed again, by the engine
         self.con = duckdb.connect(config={"temp_directory": spill, **options})
-        parts = [
-            f"SELECT *, '{split}' AS \"$split\" FROM read_parquet({_list(folder / 'samples' / split)})"
-            for split in SPLITS
-        ]
+        parts = [f"SELECT *, '{split}' AS \"$split\" FROM {_read(folder / 'samples' / split)}" for split in SPLITS]
         self.con.execute(f"CREATE VIEW samples AS {' UNION ALL '.join(parts)}")
 
     def over_time(self) -> dict[str, list[tuple[float, int, float]]]:
@@ -119,7 +116,7 @@ class Facts:
 
     def rejected_examples(self, reason: str) -> list[dict[str, Any]]:
         """First rows that were rejected for a reason, as they were parsed."""
-        files = f"read_parquet({_list(self.folder / 'rejected')})"
+        files = _read(self.folder / "rejected")
         query = self.con.execute(f"SELECT * EXCLUDE (reason) FROM {files} WHERE reason = ? LIMIT {EXAMPLES}", [reason])
         names = [column[0] for column in query.description or []]
         return [dict(zip(names, row, strict=True)) for row in query.fetchall()]
@@ -136,5 +133,7 @@ def _text(path: Path) -> str:
     return os.fspath(path).replace("'", "''")
 
 
-def _list(folder: Path) -> str:
-    return "[" + ", ".join(f"'{_text(path)}'" for path in sorted(folder.glob("*.parquet"))) + "]"
+def _read(folder: Path) -> str:
+    """Rows of a folder's files; additions may have widened the types of codes, which must hold those of all files."""
+    files = ", ".join(f"'{_text(path)}'" for path in sorted(folder.glob("*.parquet")))
+    return f"read_parquet([{files}], union_by_name = true)"

@@ -9,55 +9,66 @@ from __future__ import annotations
 import base64
 import datetime
 import io
-from typing import Any
+from collections.abc import Callable
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73")
 STYLES = ("-", "--", "-.")
 SETTINGS = {"font.size": 11, "svg.hashsalt": "laser-prep", "axes.grid": True, "grid.alpha": 0.3, "lines.linewidth": 2}
+LEAST_SAMPLES = 30
+"""Of an interval whose click rate is shown; below it chance decides."""
 OverTime = dict[str, list[tuple[float, int, float]]]
 
 
-def _drawn(draw: Any, panels: int = 1, height: float = 3.4) -> str:
+def _drawn(draw: Callable[[Axes], None], height: float = 3.4) -> str:
     with mpl.rc_context(SETTINGS):
-        figure = Figure(figsize=(5.6, height * panels), layout="constrained")
-        axes: list[Axes] = list(np.atleast_1d(figure.subplots(panels, 1)))  # pyrefly: ignore
-        draw(*axes)
+        figure = Figure(figsize=(5.6, height), layout="constrained")
+        draw(figure.subplots())
         buffer = io.BytesIO()
         FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None})
     return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def over_time(found: OverTime, seconds_per_tick: float, calendar: bool) -> str:
-    """Click rate and samples by time, a line for each split.
+def over_time(found: OverTime, seconds_per_tick: float, calendar: bool) -> tuple[str, str]:
+    """Click rate, and samples, by time, a line for each split; the rate of intervals with few samples is left out.
 
     Args:
         found: split -> (timestamp, samples, click rate) in order.
         seconds_per_tick: of the timestamps.
         calendar: timestamps count from 1970; otherwise they are positions.
     """
+    largest = max((rows for points in found.values() for _, rows, _ in points), default=0)
+    least = min(LEAST_SAMPLES, largest // 2)
 
-    def draw(rate: Axes, volume: Axes) -> None:
-        for index, (split, points) in enumerate(found.items()):
-            times = [moment(point[0] * seconds_per_tick) if calendar else point[0] for point in points]
+    def lines(axes: Axes, chosen: OverTime, value: Callable[[int, float], float]) -> None:
+        for index, (split, points) in enumerate(chosen.items()):
+            times = [moment(time * seconds_per_tick) if calendar else time for time, _, _ in points]
             look = {"color": COLOURS[index], "linestyle": STYLES[index], "marker": "osD"[index], "markersize": 3}
-            rate.plot(times, [100 * point[2] for point in points], label=split, **look)  # pyrefly: ignore
-            volume.plot(times, [point[1] for point in points], label=split, **look)  # pyrefly: ignore
-        rate.set(ylabel="click rate (%)")
-        volume.set(ylabel="samples per interval", ylim=(0, None), xlabel="time (UTC)" if calendar else "position")
-        for axes in (rate, volume):
-            axes.legend(fontsize=9)
-            axes.tick_params(axis="x", rotation=30)
-            for tick in axes.get_xticklabels():
-                tick.set_horizontalalignment("right")
+            axes.plot(times, [value(rows, rate) for _, rows, rate in points], label=split, **look)  # pyrefly: ignore
+        axes.set(xlabel="time (UTC)" if calendar else "position", ylim=(0, None))
+        axes.legend(fontsize=9)
+        if calendar:
+            places = AutoDateLocator(maxticks=7)
+            axes.xaxis.set(major_locator=places, major_formatter=ConciseDateFormatter(places))
 
-    return _drawn(draw, 2, 3.0)
+    def draw_rate(axes: Axes) -> None:
+        sure = {split: [point for point in points if point[1] >= least] for split, points in found.items()}
+        lines(axes, sure, lambda rows, rate: 100 * rate)
+        axes.set(ylabel="click rate (%)")
+
+    def draw_volume(axes: Axes) -> None:
+        lines(axes, found, lambda rows, rate: rows)
+        axes.set(ylabel="samples per interval")
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+
+    return _drawn(draw_rate), _drawn(draw_volume)
 
 
 def moment(seconds: float) -> datetime.datetime:
@@ -105,11 +116,17 @@ def disk(parts: dict[str, int]) -> str:
     ordered = sorted(parts.items(), key=lambda part: part[1])
 
     def draw(axes: Axes) -> None:
-        axes.barh([name for name, _ in ordered], [size / 1e6 for _, size in ordered], color=COLOURS[0])
+        bars = axes.barh([name for name, _ in ordered], [size / 1e6 for _, size in ordered], color=COLOURS[0])
+        axes.bar_label(bars, [_megabytes(size) for _, size in ordered], padding=3, fontsize=9)
         axes.set(xlabel="size on disk (MB)")
+        axes.margins(x=0.15)
         axes.grid(axis="y", visible=False)
 
     return _drawn(draw, height=2.8)
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f}" if size >= 1e5 else f"{size / 1e6:.3f}"
 
 
 def drifts(names: list[str], distances: dict[str, list[float]], chance: list[float]) -> str:
@@ -119,7 +136,7 @@ def drifts(names: list[str], distances: dict[str, list[float]], chance: list[flo
         places = np.arange(len(names))
         for index, (label, values) in enumerate((distances | {"chance (halves of train)": chance}).items()):
             colour = COLOURS[index] if index < len(distances) else "0.6"
-            axes.barh(places + 0.27 * (1 - index), 100 * np.array(values), 0.25, label=label, color=colour)
+            axes.barh(places + 0.27 * (index - 1), 100 * np.array(values), 0.25, label=label, color=colour)
         axes.set_yticks(places, names)
         axes.invert_yaxis()
         axes.set(xlabel="total variation distance from train (%)")

@@ -14,6 +14,7 @@ import jinja2
 from data_prep import report_figures as figures
 from data_prep.recipe import SPLITS
 from data_prep.report_facts import Facts
+from data_prep.stray_times import stray_sentence
 from laser.schema import Schema
 
 SHOWN_CONTEXTS = 4
@@ -96,6 +97,8 @@ def _summary(report: dict[str, Any], schema: Schema) -> Section:
         ("leakage check", "; ".join(check["problems"]) or f"nothing found in {check['samples_checked']:,} samples"),
     ]
     section.table(["", ""], [list(fact) for fact in facts])
+    if found := report.get("stray_times"):
+        section.notes.append(stray_sentence(found, schema) + ".")
     calendar = schema.timestamp_unit != "step"
 
     def when(time: int) -> str:
@@ -122,8 +125,9 @@ def _summary(report: dict[str, Any], schema: Schema) -> Section:
 def _clicks(facts: Facts, schema: Schema) -> Section:
     section = Section("Click rate")
     calendar = schema.timestamp_unit != "step"
-    address = figures.over_time(facts.over_time(), schema.seconds_per_tick, calendar)
-    section.figure(address, "Click rate and number of samples over time, by split.")
+    rate, volume = figures.over_time(facts.over_time(), schema.seconds_per_tick, calendar)
+    section.figure(rate, "Click rate over time by split, where an interval has samples enough to tell.")
+    section.figure(volume, "Number of samples over time by split.")
     for feature in facts.short_contexts()[:SHOWN_CONTEXTS]:
         found = facts.by_value(feature)
         section.figure(figures.by_value(feature.name, found), f"Click rate by {feature.name}, all splits.")

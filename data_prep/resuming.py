@@ -69,8 +69,7 @@ class Parts:
 
     def __init__(self, staging: Path, mark: str, budget: Budget) -> None:
         self.work = staging / WORK
-        self.check_options = {"temp_directory": str(self.work / "check"), **budget.duckdb_options()}
-        """Of the connection that checks the finished data set."""
+        self.budget = budget
         self.resumed = self.work.exists()
         """Whether something of a killed run is used."""
         self.work.mkdir(exist_ok=True)

@@ -10,7 +10,7 @@ from typing import Any
 import ibis.expr.types as ir
 import numpy as np
 
-from data_prep.leakage import Findings
+from data_prep.leakage_findings import Findings
 from data_prep.recipe import SPLITS, Recipe
 from data_prep.writing import Coded
 from laser.schema import Schema

@@ -64,8 +64,11 @@ def _parse(text: ir.Table, types: dict[str, str]) -> ir.Table:
         if kind == "int64":  # a cast alone would round 1.7 to 2
             number = cell.re_search(WHOLE_NUMBER).ifelse(number, ibis.null())
         parsed[name] = number
-        wanted = "a whole number" if kind == "int64" else "a number"
         bad = cell.notnull() & number.isnull()
-        complaints.append(bad.ifelse(ibis.literal(f"column {name} is not {wanted}"), ibis.null("string")))
+        said = ibis.literal(f"column {name} is not {'a whole number' if kind == 'int64' else 'a number'}")
+        if kind == "int64":
+            large = f"column {name} is beyond int64, so give it the type string"
+            said = cell.re_search(WHOLE_NUMBER).ifelse(ibis.literal(large), said)
+        complaints.append(bad.ifelse(said, ibis.null("string")))
         cells.append(bad.ifelse(cell, ibis.null("string")))
     return text.select(**parsed, **{UNPARSED: ibis.coalesce(*complaints), CELL: ibis.coalesce(*cells)})

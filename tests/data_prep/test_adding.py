@@ -19,8 +19,12 @@ import pytest
 import yaml
 
 from data_prep.adding import LATE, Period, extend
+from data_prep.cli import main
 from data_prep.pipeline import prepare
+from laser.data.columns import read_columns
+from laser.schema import Schema
 from laser.seqvault import SeqVault
+from laser.seqvault.layout import Layout
 
 SPLITS = ("train", "val", "test")
 MIDNIGHT = 1020
@@ -208,6 +212,79 @@ def test_late_rows(days: Days, laser_prep: Callable[..., Any], tmp_path: Path) -
     assert len(reasons) == 7
 
 
+def test_hashed_features(days: Days, tmp_path: Path) -> None:
+    """A hash needs nothing of before: two days equal one run. An item's code keeps the side info that it has."""
+    stars = {"expression": "CAST(stars AS BIGINT)", "hash": 3, "width": 4}
+    recipe, first, second = days(
+        item={"column": "item", "width": 4, "hash": 40},
+        event_side={"stars": stars},
+        context={"person": {"column": "user", "hash": 9}},
+    )
+    grown, whole = tmp_path / "grown", tmp_path / "whole"
+    prepare(recipe, grown, raw=first)
+    side = pq.read_table(grown / "items.parquet")
+    added = extend(recipe, grown, second)
+    report = prepare(recipe, whole, raw=both(first, second, tmp_path / "both"))
+    for split in SPLITS:
+        one, other = (pq.read_table(folder / "samples" / split).to_pydict() for folder in (grown, whole))
+        user = {folder: raw_of(folder, "user") for folder in (grown, whole)}
+        for name in ("item", "person", "timestamp", "label"):
+            assert sorted(zip(map(user[grown].get, one["user"]), one["timestamp"], one[name], strict=True)) == sorted(
+                zip(map(user[whole].get, other["user"]), other["timestamp"], other[name], strict=True)
+            ), (split, name)
+    with SeqVault.open(grown / "vault") as one, SeqVault.open(whole / "vault") as other:
+        assert one.check() == []
+        mine, theirs = one.read(np.sort(one.users())), other.read(np.sort(other.users()))
+    for name in ("item", "stars"):
+        assert np.bincount(mine[name]).tolist() == np.bincount(theirs[name]).tolist()
+    after = pq.read_table(grown / "items.parquet")
+    assert len(after) == len(side) == 41
+    before, now = (np.asarray(table["shop"]) for table in (side, after))
+    assert (now[before > 0] == before[before > 0]).all()
+    codes = np.unique(theirs["item"])
+    assert (now[codes] > 0).all(), "every item that occurs has its shop"
+    mine_told = json.loads((grown / "report.json").read_text())
+    assert mine_told["items_in_log"] == mine_told["items"] == len(codes)
+    assert added["items"] == len(codes) - len(np.unique(theirs["item"][theirs["timestamp"] < MIDNIGHT]))
+    assert mine_told["users"] == report["users"]
+
+
+def test_codes_that_outgrow_their_type(days: Days, tmp_path: Path) -> None:
+    """More than 255 items and prices after the second day: the stored types grow, and what was stored stays."""
+    recipe, first, second = days(event_side={"stars": {"column": "stars", "width": 4}, "cost": {"column": "cost"}})
+    days_of = [pq.read_table(folder / "log.parquet") for folder in (first, second)]
+    days_of[1] = pa.concat_tables([days_of[1]] * 4)
+    for folder, rows, values in ((first, days_of[0], 5), (second, days_of[1], 400)):
+        number = np.arange(len(rows))
+        rows = rows.append_column("cost", pa.array(number % values))
+        if folder == second:
+            items = rows["item"].to_numpy() + 1000 * number
+            rows = rows.set_column(rows.column_names.index("item"), "item", pa.array(items))
+            pq.write_table(pa.table({"item": items, "shop": items % 4}), folder / "items.parquet")
+        pq.write_table(rows, folder / "log.parquet")
+    grown, whole = tmp_path / "grown", tmp_path / "whole"
+    prepare(recipe, grown, raw=first)
+    before = Schema.load(grown / "schema.json")
+    extend(recipe, grown, second)
+    prepare(recipe, whole, raw=both(first, second, tmp_path / "both"))
+    after = Schema.load(grown / "schema.json")
+    assert [(before[name].dtype, after[name].dtype) for name in ("item", "cost")] == [("uint8", "uint16")] * 2
+    assert histories(grown) == histories(whole)
+    costs = raw_of(grown, "cost")
+    with SeqVault.open(grown / "vault") as vault:
+        assert vault.layout.fields == Layout.of(after).fields
+        found = vault.read(vault.users())["cost"]
+    assert sorted(costs[int(code)] for code in found) == sorted(
+        cost for day in (first, second) for cost in pq.read_table(day / "log.parquet")["cost"].to_pylist()
+    )
+    assert not list(grown.glob("vault.*"))
+    # What was kept in the narrow type is read beside the new files, for training too.
+    assert main(["inspect", str(grown), "--user", "10"]) == 0
+    told = json.loads((whole / "report.json").read_text())["samples"]["test"]
+    read = read_columns(sorted((grown / "samples/test").glob("*.parquet")), [after.item])["item"]
+    assert (read.dtype, len(read)) == (np.uint16, told["samples"])
+
+
 KILLED = """
 import os, signal, sys
 from pathlib import Path
@@ -255,10 +332,7 @@ def test_killed_addition_changes_nothing_and_a_repeat_finishes(days: Days, tmp_p
     [
         ({"split": {"per_user": {"validation": 0.1, "test": 0.1}}}, "split `per_user` cannot be extended"),
         ({"event_side": {"stars": {"column": "stars", "width": 4, "min_count": 2}}}, "'stars' has `min_count`"),
-        (
-            {"item": {"column": "item", "width": 4, "hash": 50}, "item_table": None, "item_side": {}},
-            "'item' has `hash`",
-        ),
+        ({"event_side": {"stars": {"column": "stars", "vocabulary": "train"}}}, "'stars' has `vocabulary`"),
         ({"users": {"min_events": 2}}, "`users` cannot be extended"),
         ({"deduplicate": {"same": ["user", "item"]}}, "`deduplicate` cannot be extended"),
         ({"target": {"where": "row_number() OVER (PARTITION BY user ORDER BY time) > 1"}}, "looks at other rows"),

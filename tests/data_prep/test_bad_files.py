@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_prep.cli import main
+from data_prep.file_gaps import missing_between
 
 TYPES = {"user": "int64", "item": "int64", "time": "int64", "stars": "float64"}
 
@@ -92,6 +93,40 @@ def test_missing_file(refuse, write):
     assert "which holds log.parquet, recipe.yaml; check --raw" in said
 
 
+def test_link_to_a_missing_file(refuse, write, tmp_path):
+    (tmp_path / "log-2.parquet").symlink_to(tmp_path / "elsewhere.parquet")
+    said = refuse(write(log={"files": "log*.parquet"}))
+    assert "log-2.parquet is a link to a file that is missing; fetch or write it again" in said
+
+
+def test_gap_in_a_series_of_files(write, tmp_path, log, capfd):
+    """It is told and no mistake."""
+    for part, day in enumerate(("0227", "0228", "0302", "0303")):
+        rows = {name: values[part::4] for name, values in log.items()}
+        pq.write_table(pa.table(rows), tmp_path / f"day-2023{day}.parquet")
+    recipe = write(log={"files": "day-*.parquet"})
+    assert main(["run", str(recipe), "--out", str(tmp_path / "out")]) == 0
+    said = capfd.readouterr().err
+    assert "4 files are named day-20230227.parquet to day-20230303.parquet, but day-20230301.parquet is not" in said
+
+
+@pytest.mark.parametrize(
+    ("names", "missing"),
+    [
+        (["a_000.csv", "a_001.csv", "a_003.csv"], ["a_002.csv"]),
+        (["9.csv", "10.csv", "12.csv"], ["11.csv"]),
+        (["2024-02-28.x1", "2024-03-01.x1", "2024-03-02.x1"], ["2024-02-29.x1"]),
+        (["a0", "a2", "a4"], []),
+        (["a0", "a3"], []),
+        (["99999998", "99999999", "12345678"], []),
+        (["a1b1", "a2b2", "a4b4"], []),
+        (["log.csv", "log2.csv", "log3.csv"], []),
+    ],
+)
+def test_names_that_a_series_lacks(names, missing):
+    assert missing_between(names) == missing
+
+
 def test_type_that_changes_between_files(refuse, write, tmp_path, log):
     for name, kind in (("a", pa.int64()), ("b", pa.string())):
         columns = {key: pa.array(log[key]) for key in TYPES} | {"item": pa.array(log["item"]).cast(kind)}
@@ -115,9 +150,41 @@ def test_ids_beyond_64_bits(refuse, write, tmp_path, text, log):
     items = [str(2**63) if row == 4 else str(item) for row, item in enumerate(log["item"])]
     (tmp_path / "log.csv").write_text(text(item=items))
     said = refuse(write(log={"files": "log.csv", "types": TYPES}, max_rejected=0.0))
-    assert "column item is not a whole number, first at log row 4, " in said
+    assert "column item is beyond int64, so give it the type string, first at log row 4, " in said
     assert "log.csv line 6 (" in said
     assert "cell='9223372036854775808'" in said
+
+
+def test_place_in_one_of_several_logs(refuse, write, tmp_path, text, log):
+    """The second log's own file and line are told, whatever stands before it."""
+    (tmp_path / "b.csv").write_text(text(time=np.where(np.arange(360) == 17, "noon", log["time"])))
+    logs = [{"name": "a", "files": "log.parquet"}, {"name": "b", "files": "b.csv", "types": TYPES}]
+    said = refuse(write(log=logs, max_rejected=0.0))
+    assert "column time is not a whole number, first at log row 17 of 'b', " in said
+    assert "b.csv line 19 (user=" in said
+
+
+def test_milliseconds_taken_for_seconds(refuse, write, log):
+    said = refuse(write({"time": log["time"] + 1_700_000_000_000}))
+    assert "timestamp is after the year 9999, so its unit is not 's', first at log row 0" in said
+
+
+def test_clock_that_jumps(write, tmp_path, log, capfd):
+    """Rows far from all others in time are told with the keys that reject them; these then do."""
+    time = log["time"] * 1000 + 1_700_000_000
+    time[[3, 8]] = 7, 4_000_000_000
+    recipe = write({"time": time})
+    assert main(["run", str(recipe), "--out", str(tmp_path / "out")]) == 0
+    rest = np.delete(time, [3, 8])
+    said = capfd.readouterr().err
+    assert "2 rows lie far from all others in time, from 1970-01-01 to 2096-10-02 (the rest: 2023-11-" in said
+    assert f"set `earliest: {rest.min()}` and `latest: {rest.max()}` of `timestamp`" in said
+    assert "2 rows lie far from all others in time" in (tmp_path / "out/report.html").read_text()
+    clock = {"column": "time", "earliest": int(rest.min()), "latest": int(rest.max())}
+    recipe = write({"time": time}, timestamp=clock)
+    assert main(["run", str(recipe), "--out", str(tmp_path / "out")]) == 0
+    assert "far from all others" not in capfd.readouterr().err
+    assert len(pq.read_table(tmp_path / "out/rejected")) == 2
 
 
 def test_log_without_a_column(refuse, write, tmp_path, log):

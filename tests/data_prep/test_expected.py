@@ -19,7 +19,12 @@ RIGHT = {"rows": 360, "users": 12, "items": 25}
 def published(recipe: Path) -> dict:
     """What a publisher would say of the small log."""
     log = (recipe.parent / "log.parquet").read_bytes()
-    return {"bytes": len(log), "md5": hashlib.md5(log).hexdigest(), "sha256": hashlib.sha256(log).hexdigest()}
+    return {
+        "rows": 360,
+        "bytes": len(log),
+        "md5": hashlib.md5(log).hexdigest(),
+        "sha256": hashlib.sha256(log).hexdigest(),
+    }
 
 
 @pytest.fixture
@@ -49,6 +54,7 @@ def test_right_files_and_counts(recipe, tmp_path, capsys):
         ({"bytes": 7}, "bytes, expected 7;"),
         ({"md5": "0" * 32}, "expected 00000000000000000000000000000000;"),
         ({"sha256": "f" * 64}, f"expected {'f' * 64};"),
+        ({"rows": 7}, "has 360 rows, expected 7;"),
     ],
 )
 def test_other_files_are_refused_before_any_work(recipe, tmp_path, capsys, wrong, sentence):
@@ -98,5 +104,5 @@ def test_mistakes_in_the_key(recipe):
     with pytest.raises(ValueError, match="`md5` is '12'; expected 32 hexadecimal digits"):
         load_recipe(path)
     path.write_text(path.read_text().replace("first edition:", "first edition: {files: {a.csv: {}}}\n  b:"))
-    with pytest.raises(ValueError, match="says nothing; give `bytes`, `md5` or `sha256`"):
+    with pytest.raises(ValueError, match="says nothing; give `bytes`, `md5`, `sha256` or `rows`"):
         load_recipe(path)

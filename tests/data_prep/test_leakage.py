@@ -136,6 +136,26 @@ def test_users_in_two_folds(write, tmp_path):
     prepare(write(split={"by_value": by_value | {"users_disjoint": False}}, target=once), tmp_path / "out")
 
 
+def test_same_rows_in_two_splits_that_overlap_in_time(write, tmp_path, log):
+    by_value = {"column": "shop", "train": [0], "validation": [1], "test": [2], "users_disjoint": False}
+    keys = list(zip(log["user"], log["item"], log["time"], log["shop"], strict=True))
+    repeated = len({key[:3] for key in keys}) < len(set(keys))
+    assert repeated
+    with pytest.raises(
+        ValueError, match=r"samples \(same user, item and time\) stand in two splits: let `target.where`"
+    ):
+        prepare(write(split={"by_value": by_value}), tmp_path / "out")
+
+
+def test_splits_by_time_swapped(write, tmp_path):
+    report = prepare(write(split={"by_time": {"validation": 1012, "test": 1020}}), tmp_path / "out")
+    assert check_prepared(tmp_path / "out", report).problems == []
+    folder = tmp_path / "out/samples"
+    for old, new in (("val", "x"), ("test", "val"), ("x", "test")):
+        (folder / old).rename(folder / new)
+    assert "val samples lie after test samples in time" in problems(tmp_path / "out")
+
+
 def test_command_tells_of_a_leak(clean, laser_prep):
     assert laser_prep("check", clean).returncode == 0
     rewrite_vault(clean, lambda events: events.update(timestamp=events["timestamp"] - 1))
