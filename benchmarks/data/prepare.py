@@ -38,11 +38,14 @@ def run(*command: Any) -> dict[str, Any]:
 def synthesize(raw: Path, events: int, cores: int) -> dict[str, Any]:
     start = time.perf_counter()
     command = [sys.executable, "-m", "data_prep.cli", "synthetic", raw, "--events", events, "--processes", cores]
-    subprocess.run([str(part) for part in command], check=True, stdout=subprocess.DEVNULL)
+    running = subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(running.pid, 0)
+    assert status == 0, f"laser-prep synthetic: wait status {status}"
     seconds = time.perf_counter() - start
     made = json.loads((raw / "truth.json").read_text())["all"]["events"]
     size = sum(path.stat().st_size for path in (raw / "log").iterdir())
-    return {"seconds": seconds, "events": made, "bytes": size}
+    # Of the largest of its processes.
+    return {"seconds": seconds, "events": made, "bytes": size, "peak_bytes": usage.ru_maxrss * 1024}
 
 
 def measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:

@@ -56,6 +56,7 @@ def busy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "recipe.yaml"
 
 
+@pytest.mark.usefixtures("small")  # compiles the loops before, as the compiler's memory is not that of a run
 def test_a_million_events_of_one_user(busy: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", MEASURED, str(busy), str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
