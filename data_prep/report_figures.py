@@ -55,7 +55,7 @@ def over_time(found: OverTime, seconds_per_tick: float, calendar: bool) -> tuple
         axes.set(xlabel="time (UTC)" if calendar else "position", ylim=(0, None))
         axes.legend(fontsize=9)
         if calendar:
-            places = AutoDateLocator(maxticks=7)
+            places = AutoDateLocator(minticks=3)
             axes.xaxis.set(major_locator=places, major_formatter=ConciseDateFormatter(places))
 
     def draw_rate(axes: Axes) -> None:
