@@ -95,8 +95,8 @@ class DuckDBEngine(Engine):
         spill = {"temp_directory": os.fspath(work / "spill")}
         self.con = ibis.duckdb.connect(work / "engine.duckdb", **spill, **budget.duckdb_options())
         self._stored: set[str] = set()
+        self.con.raw_sql("SET enable_progress_bar_print = false")  # before the bar, or this line may show one
         self.con.raw_sql("SET enable_progress_bar = true")
-        self.con.raw_sql("SET enable_progress_bar_print = false")
 
     def read_parquet(self, files: Sequence[Path], used: set[str]) -> ir.Table:
         """See ``Engine``."""
