@@ -24,7 +24,10 @@ from data_prep.pipeline import prepare
 from laser.seqvault import SeqVault
 
 pyspark = pytest.importorskip("pyspark", reason="PySpark is not installed: the extra `spark`")
-pytestmark = pytest.mark.skipif(shutil.which("java") is None, reason="there is no Java")
+pytestmark = [
+    pytest.mark.skipif(shutil.which("java") is None, reason="there is no Java"),
+    pytest.mark.timeout(900),  # five processes on a loaded machine
+]
 ROOT = Path(__file__).parents[2]
 QUICK = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"  # the queries are too small to pay for compiling them
 SETTINGS = f"""spark.driver.host 127.0.0.1
