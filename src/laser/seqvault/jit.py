@@ -32,7 +32,7 @@ def _name_apart(compiled: Any) -> None:
     Numba numbers them, and writes its list of them before the file itself. A process that is killed in between leaves a
     list that names a file of older code, and two that compile at the same time name different code alike.
     """
-    files = getattr(compiled._cache, "_cache_file", None)
+    files = getattr(getattr(compiled, "_cache", None), "_cache_file", None)
     if files is not None:
         files._data_name_pattern = files._data_name_pattern.replace("{number:d}", PROCESS + "-{number:d}")
 
