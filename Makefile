@@ -8,6 +8,7 @@ TORCHREC := 1.8.0
 BIN := .venv/bin
 STAMP := .venv/.installed-$(ACCELERATOR)
 RUN := runs/demo
+SOFTMAX := --model.network.init_args.gate softmax --trainer.default_root_dir runs/demo_softmax
 
 ifeq ($(ACCELERATOR),gpu)
 FBGEMM_PACKAGE := fbgemm-gpu==$(FBGEMM)
@@ -15,7 +16,7 @@ else
 FBGEMM_PACKAGE := fbgemm-gpu-cpu==$(FBGEMM)
 endif
 
-.PHONY: help env demo test check soak clean
+.PHONY: help env demo test check soak notebooks clean
 
 help:
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/:/'
@@ -49,6 +50,12 @@ check: env ## style, types, import contracts, spelling
 
 soak: env ## long tests: crashes, stress
 	$(BIN)/python -m pytest -m soak --timeout 3600
+
+notebooks: demo ## train the demo again with a softmax gate, and run the notebooks into docs/notebooks
+	$(BIN)/laser test -c conf/demo.yaml --gates
+	$(BIN)/laser fit -c conf/demo.yaml $(SOFTMAX)
+	$(BIN)/laser test -c conf/demo.yaml $(SOFTMAX) --gates
+	$(BIN)/python notebooks/render.py docs/notebooks
 
 clean: ## remove the environment and everything that was produced
 	rm -rf .venv prepared runs

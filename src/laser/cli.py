@@ -23,7 +23,7 @@ HELP = """usage: laser VERB [options]
   fit       train a model:                laser fit -c conf/demo.yaml
   validate  metrics on the validation split
   test      metrics, predictions and gates on the test split, from checkpoints/best.ckpt of the run
-  predict   probabilities as Parquet
+  predict   probabilities as Parquet; --gates adds the gates of every event, for laser.analysis
   plan      who would hold which table:   laser plan -c conf/demo.yaml --cluster.processes 64
   report    write report.html of a run:   laser report runs/demo
   study     compare models over seeds:    laser study conf/study/movielens_small.yaml

@@ -4,7 +4,8 @@ gates = GateFile("runs/demo/predictions/test_gates.parquet")     # laser test --
 silence(gates, [by_recency(), by_match(data, "genres")])[0]      # shows as a table in a notebook
 """
 
-from laser.analysis.faithfulness import Effect, faithfulness
+from laser.analysis.cases import item_titles, open_events
+from laser.analysis.faithfulness import Effect, effects_table, faithfulness
 from laser.analysis.gate_file import GatedSamples, GateFile
 from laser.analysis.grouping import Grouping, by_action, by_activity, by_age, by_match, by_recency
 from laser.analysis.segments import Segments, segments
@@ -27,8 +28,11 @@ __all__ = [
     "by_age",
     "by_match",
     "by_recency",
+    "effects_table",
     "faithfulness",
     "implied_softmax",
+    "item_titles",
+    "open_events",
     "segments",
     "silence",
 ]

@@ -122,6 +122,17 @@ class GateFile:
             for group in range(self._groups):
                 yield self._samples_of(file.read_row_group(group).combine_chunks())
 
+    def rows_of(self, user: int) -> np.ndarray:
+        """Row numbers of a user's samples, oldest first.
+
+        Raises:
+            ValueError: when the user has none.
+        """
+        table = pq.read_table(self.path, columns=["row", "user", "timestamp"], filters=[("user", "=", user)])
+        if not len(table):
+            raise ValueError(f"{self.path} has no samples of user {user}")
+        return table.sort_by("timestamp")["row"].to_numpy()
+
     def sample(self, row: int) -> GatedSamples:
         """The one sample with this row number.
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any, Self
 
 
 @dataclass(frozen=True)
@@ -17,6 +19,11 @@ class Table:
 
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+
+    @classmethod
+    def of(cls, columns: Mapping[str, Iterable[Any]]) -> Self:
+        """A table of named columns, such as those of a ``pyarrow.Table.to_pydict()``."""
+        return cls(tuple(columns), tuple(tuple(map(str, row)) for row in zip(*columns.values(), strict=True)))
 
     def __str__(self) -> str:
         lines = (self.head, *self.rows)
