@@ -4,7 +4,7 @@ gates = GateFile("runs/demo/predictions/test_gates.parquet")     # laser test --
 silence(gates, [by_recency(), by_match(data, "genres")])[0]      # shows as a table in a notebook
 """
 
-from laser.analysis.cases import item_titles, open_events
+from laser.analysis.cases import item_titles, open_events, tested_runs
 from laser.analysis.faithfulness import Effect, effects_table, faithfulness
 from laser.analysis.gate_file import GatedSamples, GateFile
 from laser.analysis.grouping import Grouping, by_action, by_activity, by_age, by_match, by_recency
@@ -35,4 +35,5 @@ __all__ = [
     "open_events",
     "segments",
     "silence",
+    "tested_runs",
 ]

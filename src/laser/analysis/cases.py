@@ -1,8 +1,10 @@
-"""One sample, event by event, in words."""
+"""One sample, event by event, in words; and what runs are these."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -43,4 +45,25 @@ def open_events(sample: GatedSamples, data: PreparedData, titles: Mapping[int, s
         rows.append((*cells, *(f"{gate:.3f}" for gate in sample.gate_EH[event])))
     gates = [f"gate, head {head}" for head in range(sample.gate_EH.shape[1])]
     head = (data.schema.item.name, *(f.name for f in actions), "newer events", "days before", *gates)
+    return Table(head, tuple(rows))
+
+
+def tested_runs(runs: Mapping[str, Path]) -> Table:
+    """What each named run is and how it did on the test split, from its ``metrics.json``.
+
+    Raises:
+        ValueError: when a run was not tested.
+    """
+    rows = []
+    for name, run in runs.items():
+        try:
+            content = json.loads((run / "metrics.json").read_text())
+        except (OSError, ValueError):
+            raise ValueError(f"{run} has no metrics.json; laser test writes it") from None
+        model, test = content["model"], content["test"]
+        sizes = [f"{model[key]:,}" for key in ("dense_parameters", "table_parameters", "history_length")]
+        rows.append(
+            (name, *sizes, f"{test['samples']:,.0f}", *(f"{test[key]:.4f}" for key in ("auc", "gauc", "log_loss")))
+        )
+    head = ("run", "dense parameters", "table parameters", "events at most", "test samples", "AUC", "GAUC", "log-loss")
     return Table(head, tuple(rows))

@@ -142,8 +142,9 @@ def timeline(sample: GatedSamples, grouping: Grouping, newest: int = 60) -> Figu
     figure, (axes,) = _axes(11, 1.2 + 1.9 * heads)
     first = max(0, end - newest)
     rank_E, group_E = sample.rank_E[first:end], grouping.group(sample)[first:end]
-    for row in range(heads):
-        base = 1.15 * (heads - 1 - row)
+    top = float(sample.gate_EH[first:end].max(initial=0.01))
+    base_H = [1.15 * top * (heads - 1 - row) for row in range(heads)]
+    for row, base in enumerate(base_H):
         for group in np.unique(group_E):
             at = group_E == group
             label = grouping.names[group] if row == 0 else None
@@ -152,12 +153,10 @@ def timeline(sample: GatedSamples, grouping: Grouping, newest: int = 60) -> Figu
         axes.axhline(base, color="0.3", linewidth=1)
     for border in sample.event_off_G1[(sample.event_off_G1 >= first) & (sample.event_off_G1 <= end)]:
         axes.axvline(-(end - border) - 0.5, color="0.5", linewidth=1, linestyle=":")
-    ticks = [
-        (1.15 * (heads - 1 - row) + value, f"head {row}: {value:g}") for row in range(heads) for value in (0, 0.5, 1)
-    ]
+    ticks = [(base + x * top, f"head {row}: {x * top:.2f}") for row, base in enumerate(base_H) for x in (0, 0.5, 1)]
     axes.set_yticks([at for at, _ in ticks], [name for _, name in ticks], fontsize=9)
     axes.set(xlabel="event, counted back from the sample (dotted: borders of segments)", ylabel="gate")
-    axes.set(xlim=(-len(rank_E) - 0.5, -0.5), ylim=(0, 1.15 * heads))
+    axes.set(xlim=(-len(rank_E) - 0.5, -0.5), ylim=(0, 1.15 * top * heads))
     axes.grid(visible=False, axis="x")
     figure.legend(loc="outside upper center", ncols=4, fontsize=9, title=grouping.title)
     return figure

@@ -126,13 +126,11 @@ def without(network: Any, batch: Batch, keep_T: Tensor, where: Where) -> ModelOu
     if where == "removed":
         return network(only_events(batch, keep_T))
 
-    def masked(x_TD: Tensor) -> Tensor:
-        return x_TD * keep_T[:, None].to(x_TD.dtype)
-
     if where == "attention":
-        hook = network.sta.register_forward_pre_hook(lambda _, inputs: (masked(inputs[0]), *inputs[1:]))
+        hook = network.sta.register_forward_pre_hook(lambda _, given: (given[0] * keep_T[:, None], *given[1:]))
     else:
-        hook = network.event_dropout.register_forward_hook(lambda _, __, x_TD: masked(x_TD))
+        # Dropout of events, idle in evaluation, gives the factor of each event's vector.
+        hook = network.event_dropout.register_forward_hook(lambda *_: keep_T.float())
     try:
         return network(batch)
     finally:
@@ -152,6 +150,8 @@ def separate_histories(batch: Batch) -> Batch:
         age_T=batch.age_T[row_T],
         history_of_B=torch.arange(len(batch)),
         history_key_U=batch.history_key_U[batch.history_of_B],
+        distinct={},
+        place={},
         on_host=None,
     )
 
@@ -164,5 +164,7 @@ def only_events(batch: Batch, keep_T: Tensor) -> Batch:
         history={name: ids[keep_T] for name, ids in batch.history.items()},
         off_U1=kept_T1[batch.off_U1],
         age_T=batch.age_T[keep_T],
+        distinct={},
+        place={},
         on_host=None,
     )
