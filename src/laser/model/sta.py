@@ -161,8 +161,7 @@ class SegmentedTargetAttention(nn.Module):
             )
         if not return_gates:
             return pooled[0], pooled[1], None
-        kept: Any = pooled  # four tensors when gates were asked for
-        return kept[0], kept[1], Gates(kept[2], kept[3], self.segment_width, self.gate)
+        return pooled[0], pooled[1], Gates(pooled[2], pooled[3], self.segment_width, self.gate)
 
     def _with_rank(self, x_TD: Tensor, off_U1: Tensor, query_BHD: Tensor, slope_H: Tensor) -> tuple[Tensor, Tensor]:
         """Events and queries with one more value, whose product is the slope's part of the score."""
