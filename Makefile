@@ -8,7 +8,6 @@ TORCHREC := 1.8.0
 BIN := .venv/bin
 STAMP := .venv/.installed-$(ACCELERATOR)
 RUN := runs/demo
-SOFTMAX := --model.network.init_args.gate softmax --trainer.default_root_dir runs/demo_softmax
 
 ifeq ($(ACCELERATOR),gpu)
 FBGEMM_PACKAGE := fbgemm-gpu==$(FBGEMM)
@@ -51,10 +50,13 @@ check: env ## style, types, import contracts, spelling
 soak: env ## long tests: crashes, stress
 	$(BIN)/python -m pytest -m soak --timeout 3600
 
-notebooks: demo ## train the demo again with a softmax gate, and run the notebooks into docs/notebooks
-	$(BIN)/laser test -c conf/demo.yaml --gates
-	$(BIN)/laser fit -c conf/demo.yaml $(SOFTMAX)
-	$(BIN)/laser test -c conf/demo.yaml $(SOFTMAX) --gates
+notebooks: env ## train a small model with sigmoid gates and one with softmax, and run the notebooks into docs/notebooks
+	$(BIN)/laser-prep run conf/prep/movielens_small.yaml --out prepared/movielens_small
+	for gate in sigmoid softmax; do \
+		options="-c conf/demo.yaml -c notebooks/small.yaml --model.network.init_args.gate $$gate"; \
+		options="$$options --trainer.default_root_dir runs/notebooks/$$gate"; \
+		$(BIN)/laser fit $$options && $(BIN)/laser test $$options --gates || exit 1; \
+	done
 	$(BIN)/python notebooks/render.py docs/notebooks
 
 clean: ## remove the environment and everything that was produced

@@ -17,7 +17,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PAGES = ROOT / "docs" / "notebooks"
-SMALL = """
+ALL = """
 data: {batch_size: 256, evaluation_batch_size: 512, max_history: 60, workers: 0}
 model:
   network:
@@ -48,11 +48,12 @@ for arguments in rest:
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Where the notebooks find the data, a run with sigmoid gates, and one with softmax."""
     root = tmp_path_factory.mktemp("notebooks")
-    (root / "small.yaml").write_text(SMALL)
     data = root / "movielens_small"
     commands = [["run", str(ROOT / "conf/prep/movielens_small.yaml"), "--out", str(data)]]
     for gate in ("sigmoid", "softmax"):
-        options = ["-c", str(ROOT / "conf/demo.yaml"), "-c", str(root / "small.yaml"), "--data.path", str(data)]
+        options = ["-c", str(ROOT / "conf/demo.yaml"), "-c", str(ROOT / "notebooks/small.yaml")]
+        options += ["--data.path", str(data), "--trainer.enable_progress_bar", "false"]
+        options += ["--trainer.max_steps", "30", "--trainer.val_check_interval", "30"]
         options += ["--model.network.init_args.gate", gate, "--trainer.default_root_dir", str(root / gate)]
         commands += [["fit", *options], ["test", *options, "--gates"]]
     launch = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "LASER_SAID", "PL_GLOBAL_SEED")

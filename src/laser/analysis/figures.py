@@ -46,13 +46,18 @@ def silence_by_group(found: Silence) -> Figure:
         right.bar(at_R, 100 * found.contribution_RH[:, head], width, **style)
     right.plot(place_R, 100 * found.population_R, "k_", markersize=22, label="share of the events")
     names = [f"{name}\n{_short(n)}" for name, n in zip(found.names, found.events_R.tolist(), strict=True)]
-    many = len(names) > 5 or max(map(len, found.names)) > 12
+    many = len(names) * max(map(len, found.names)) > 60
     for axes in (left, right):
         axes.set_xticks(place_R, names, fontsize=9, rotation=45 if many else 0, ha="right" if many else "center")
         axes.set_xlabel(f"{found.title} (with number of events)")
         axes.legend(fontsize=9)
-    left.set(ylabel=f"events with a gate below {found.threshold:g} (%)", ylim=(0, 100), title="silenced")
-    right.set(ylabel="share of the sum of gates (%)", title="let through", ylim=(0, None))
+    left.set(ylabel=f"events with a gate below {found.threshold:g} (%)", title="silenced")
+    right.set(ylabel="share of the sum of gates (%)", title="let through")
+    for axes, most in (
+        (left, found.share_RH.max()),
+        (right, max(found.contribution_RH.max(), found.population_R.max())),
+    ):
+        axes.set_ylim(0, max(125 * float(most), 1))
     return figure
 
 
@@ -75,6 +80,7 @@ def silent_segments(found: Mapping[str, Segments]) -> Figure:
 def segment_mass(found: Mapping[str, Segments]) -> Figure:
     """How much each segment lets through: the sum of its gates; one panel per named file."""
     figure, panels = _axes(5 * len(found), 3.8, len(found))
+    ends = [s.mass_edges_N1[1:][(s.mass_NH > 1e-3).any(axis=1)] for s in found.values()]
     for axes, (name, segments) in zip(panels, found.items(), strict=True):
         heads = segments.mass_NH.shape[1]
         for head in range(heads):
@@ -82,6 +88,7 @@ def segment_mass(found: Mapping[str, Segments]) -> Figure:
             style = {"edgecolor": COLOURS[head], "linestyle": STYLES[head % 4], "lw": 2}
             axes.stairs(100 * segments.mass_NH[:, head], segments.mass_edges_N1, label=label, **style)
         axes.set(xlabel="sum of a segment's gates", ylim=(0, None), title=name)
+        axes.set_xlim(0, max(float(end.max(initial=1)) for end in ends))
         axes.legend(fontsize=9)
     panels[0].set_ylabel("segments (%)")
     return figure
