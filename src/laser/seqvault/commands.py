@@ -73,6 +73,7 @@ def read(
     before: int | None = None,
     last_n: int | None = None,
     fields: list[str] | str | None = None,
+    where: dict[str, list[int]] | None = None,
 ) -> None:
     """Print histories, one JSON object per event.
 
@@ -82,10 +83,11 @@ def read(
         before: only events before this timestamp.
         last_n: at most this many events of each user, the newest.
         fields: only these fields.
+        where: only events that hold one of these values: '{"scenario": [1, 3]}'.
     """
     users = users if isinstance(users, list) else [users]
     with SeqVault.open(path) as vault:
-        found = vault.read(users, before=before, last_n=last_n, fields=fields)
+        found = vault.read(users, before=before, last_n=last_n, fields=fields, where=where)
     for index, user in enumerate(users):
         events = found.of(index)
         for event in range(int(found.lengths[index])):
