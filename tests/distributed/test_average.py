@@ -1,4 +1,7 @@
-"""Moving average, schedule and weight decay: by hand, resumed at any place, in two processes, they are the same."""
+"""Moving average, schedule and weight decay: by hand, resumed at any place, in two processes, they are the same.
+
+So are sparse experts, whose counts of all processes belong to the step that a checkpoint follows.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+
+from laser.train.stored_tensors import StoredTensors
 
 MIDDLE = 5
 OPTIONS = {
@@ -52,6 +57,7 @@ def runs(launch: Callable, prepared: Path, tmp_path_factory) -> Path:
             job("two", sharding="column_wise"),
             job("two from middle", sharding="column_wise", **checkpoint("two/middle.ckpt")),
             job("two from one", **checkpoint("one/middle.ckpt")),
+            job("experts", experts=4),
         ],
     )
     return root
@@ -103,3 +109,10 @@ def test_resumed_runs_are_bitwise_equal(runs, tmp_path, resumed):
 @pytest.mark.parametrize("name", ["two", "two from one"])
 def test_two_processes_equal_one(runs, tmp_path, name):
     check_close(tensors(runs / name, tmp_path), tensors(runs / "one", tmp_path))
+
+
+def test_checkpoint_has_the_counts_of_all_processes(runs):
+    stored = StoredTensors(runs / "experts" / "middle.ckpt")
+    counts = [stored.read(name) for name in stored.names if name.endswith("activity_2")]
+    # 500 samples of step 5 over both processes, 4 tokens, 4 experts.
+    assert [int(count[1]) for count in counts] == [500 * 4 * 4] * 2

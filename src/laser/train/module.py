@@ -126,8 +126,12 @@ class CTRModule(pl.LightningModule):
         self.weight_average = WeightAverage(self, self.average)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Take a step, and average the weights before any callback can save them."""
+        """Take a step, and finish what belongs to it before any callback can save it."""
         super().optimizer_step(*args, **kwargs)
+        for module in self.network.modules():
+            if isinstance(module, SparseFeedForward):
+                # Every process knows how many experts were active in all of them: their coefficient follows it.
+                dist.all_reduce(module.activity_2)
         if self.weight_average is not None:
             self.weight_average.update(self.trainer.global_step + 1)  # this step is counted only later
 
@@ -163,12 +167,6 @@ class CTRModule(pl.LightningModule):
         for name, value in zip(shown, total.unbind()):
             self.log(name, value, prog_bar=name == "train/loss", batch_size=batch.global_size)
         return loss
-
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Let every process know how many experts were active in all of them: their coefficient follows it."""
-        for module in self.network.modules():
-            if isinstance(module, SparseFeedForward):
-                dist.all_reduce(module.activity_2)
 
     def on_validation_start(self) -> None:
         """Evaluate the averages."""
