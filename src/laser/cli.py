@@ -25,13 +25,16 @@ HELP = """usage: laser VERB [options]
   test      metrics, predictions and gates on the test split, from checkpoints/best.ckpt of the run
   predict   probabilities as Parquet; --gates adds the gates of every event, for laser.analysis
   plan      who would hold which table:   laser plan -c conf/demo.yaml --cluster.processes 64
+  export    a bundle to serve from:       laser export -c conf/demo.yaml --out bundles/demo
+  serve     score over HTTP:              laser serve bundles/demo --vault prepared/movielens_small/vault
   report    write report.html of a run:   laser report runs/demo
   study     compare models over seeds:    laser study conf/study/movielens_small.yaml
   vault     look into a history store:    laser vault --help
   checkpoint  inspect, compare, convert:  laser checkpoint --help
   doctor    check the installation
 
-fit, validate, test, predict and plan take recipes: -c RECIPE [-c OVERLAY ...] [--key value ...]; see laser fit --help.
+fit, validate, test, predict, plan and export take recipes: -c RECIPE [-c OVERLAY ...] [--key value ...]:
+laser fit --help lists all.
 LASER_TRACEBACK=1 shows the traceback of a reported mistake."""
 SAID = "LASER_SAID"
 """Environment variable with a name that all processes of one launch share."""
@@ -92,9 +95,16 @@ def _run(verb: str, rest: list[str]) -> int:
         from laser.train.checkpoint_commands import main as checkpoint
 
         return checkpoint(rest)
-    raise ValueError(
-        f"{verb!r} is not a verb; expected one of {', '.join(TRAINING)}, plan, report, study, vault, checkpoint, doctor"
-    )
+    if verb == "export":
+        from laser.exporting import main as export
+
+        return export(rest)
+    if verb == "serve":
+        from laser.serve.serve_command import main as serve
+
+        return serve(rest)
+    others = "plan, export, serve, report, study, vault, checkpoint, doctor"
+    raise ValueError(f"{verb!r} is not a verb; expected one of {', '.join(TRAINING)}, {others}")
 
 
 def _report(rest: list[str]) -> int:

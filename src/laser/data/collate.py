@@ -15,7 +15,7 @@ from laser.data.columns import check_ids
 from laser.data.distinct import distinct_ids
 from laser.data.prepared import PreparedData
 from laser.data.samples import Samples
-from laser.schema import Kind, names
+from laser.schema import Kind, Schema, names
 from laser.seqvault.ragged import Ragged
 
 
@@ -43,35 +43,10 @@ class Collator:
         Raises:
             ValueError: when a stored event has an id that the schema does not allow.
         """
-        schema = self.data.schema
         user_B = samples.user_N.astype(np.int64)
         user_U, time_U, history_of_B = distinct_requests(user_B, samples.timestamp_N)
-        events = self._read(user_U, time_U)
-        item_T = events[schema.item.name].astype(np.int64)
-        item_B = samples.item_N.astype(np.int64)
-        history = self._with_side_info(item_T)
-        history |= {f.name: events[f.name] for f in schema.of_kind(Kind.EVENT_SIDE)}
-        history = {name: history[name] for name in names(schema.history)}
-        target = self._with_side_info(item_B)
-        distinct, place = distinct_ids(schema, history, target, samples.context)
-        age_T = _age_seconds(events, time_U, schema.timestamp.name, schema.seconds_per_tick)
-        return Batch(
-            history={name: _ids(ids) for name, ids in history.items()},
-            off_U1=torch.from_numpy(events.offsets.astype(np.int64, copy=False)),
-            age_T=torch.from_numpy(age_T),
-            history_of_B=torch.from_numpy(history_of_B),
-            target={name: _ids(ids) for name, ids in target.items()},
-            context={name: _ids(ids) for name, ids in samples.context.items()},
-            label_B=torch.from_numpy(samples.label_N.astype(np.float32)),
-            user_B=torch.from_numpy(user_B),
-            timestamp_B=torch.from_numpy(samples.timestamp_N.astype(np.int64, copy=False)),
-            row_B=torch.from_numpy(row_B.astype(np.int64)),
-            history_key_U=torch.from_numpy(history_keys(user_U, time_U)),
-            step=step,
-            global_size=global_size,
-            distinct={name: torch.from_numpy(ids) for name, ids in distinct.items()},
-            place={name: torch.from_numpy(places) for name, places in place.items()},
-        )
+        requests = Requests(user_U, time_U, history_of_B, self._read(user_U, time_U))
+        return assemble(self.data.schema, self.data.items, samples, requests, row_B, step=step, global_size=global_size)
 
     def _read(self, user_U: np.ndarray, time_U: np.ndarray) -> Ragged:
         events = self.data.vault.read(user_U, before=time_U, last_n=self.max_history)
@@ -79,11 +54,74 @@ class Collator:
             check_ids(events[feature.name], feature, str(self.data.path / "vault"))
         return events
 
-    def _with_side_info(self, item: np.ndarray) -> dict[str, np.ndarray]:
-        """An item code and what is known about that item, per field of ``schema.target``."""
-        # take is five times faster than side[item] where an item has several values.
-        side_info = {name: side.take(item, axis=0) for name, side in self.data.items.items()}
-        return {self.data.schema.item.name: item} | side_info
+
+@dataclass(frozen=True)
+class Requests:
+    """The distinct pairs of user and time of some samples, with their histories.
+
+    Args:
+        user_U: int64 keys in the store.
+        time_U: int64 ticks; all events are earlier.
+        history_of_B: int64, the pair of each sample.
+        events: of each pair.
+    """
+
+    user_U: np.ndarray
+    time_U: np.ndarray
+    history_of_B: np.ndarray
+    events: Ragged
+
+
+def assemble(
+    schema: Schema,
+    items: dict[str, np.ndarray],
+    samples: Samples,
+    requests: Requests,
+    row_B: np.ndarray,
+    *,
+    step: int,
+    global_size: int,
+) -> Batch:
+    """A batch of samples whose histories have been read.
+
+    Args:
+        schema: of the data set.
+        items: side info by item code.
+        samples: B samples.
+        requests: their histories, with ids that the schema allows.
+        row_B: numbers of the samples within the split.
+        step: position of the batch in the run.
+        global_size: samples of this step over all processes.
+    """
+    events = requests.events
+    history = with_side_info(schema, items, events[schema.item.name].astype(np.int64))
+    history |= {f.name: events[f.name] for f in schema.of_kind(Kind.EVENT_SIDE)}
+    history = {name: history[name] for name in names(schema.history)}
+    target = with_side_info(schema, items, samples.item_N.astype(np.int64))
+    distinct, place = distinct_ids(schema, history, target, samples.context)
+    return Batch(
+        history={name: _ids(ids) for name, ids in history.items()},
+        off_U1=torch.from_numpy(events.offsets.astype(np.int64, copy=False)),
+        age_T=torch.from_numpy(age_seconds(schema, events, requests.time_U)),
+        history_of_B=torch.from_numpy(requests.history_of_B),
+        target={name: _ids(ids) for name, ids in target.items()},
+        context={name: _ids(ids) for name, ids in samples.context.items()},
+        label_B=torch.from_numpy(samples.label_N.astype(np.float32)),
+        user_B=torch.from_numpy(samples.user_N.astype(np.int64)),
+        timestamp_B=torch.from_numpy(samples.timestamp_N.astype(np.int64, copy=False)),
+        row_B=torch.from_numpy(row_B.astype(np.int64)),
+        history_key_U=torch.from_numpy(history_keys(requests.user_U, requests.time_U)),
+        step=step,
+        global_size=global_size,
+        distinct={name: torch.from_numpy(ids) for name, ids in distinct.items()},
+        place={name: torch.from_numpy(places) for name, places in place.items()},
+    )
+
+
+def with_side_info(schema: Schema, items: dict[str, np.ndarray], item: np.ndarray) -> dict[str, np.ndarray]:
+    """Item codes and what is known about these items, per field of ``schema.target``."""
+    # take is five times faster than side[item] where an item has several values.
+    return {schema.item.name: item} | {name: side.take(item, axis=0) for name, side in items.items()}
 
 
 def distinct_requests(user_B: np.ndarray, time_B: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -113,11 +151,11 @@ def _mixed(x: np.ndarray) -> np.ndarray:
     return x ^ (x >> np.uint64(31))
 
 
-def _age_seconds(events: Ragged, time_U: np.ndarray, timestamp: str, seconds_per_tick: float) -> np.ndarray:
+def age_seconds(schema: Schema, events: Ragged, time_U: np.ndarray) -> np.ndarray:
     """float32 seconds from each event to its sample; the difference is exact, only the result is rounded."""
-    ticks_T = np.repeat(time_U, events.lengths) - events[timestamp].astype(np.int64, copy=False)
+    ticks_T = np.repeat(time_U, events.lengths) - events[schema.timestamp.name].astype(np.int64, copy=False)
     assert ticks_T.size == 0 or ticks_T.min() > 0, "the store returned an event that is not older than its sample"
-    return (ticks_T * seconds_per_tick).astype(np.float32)
+    return (ticks_T * schema.seconds_per_tick).astype(np.float32)
 
 
 def _ids(values: np.ndarray) -> torch.Tensor:

@@ -183,7 +183,7 @@ class TableEmbeddings(nn.Module):
             parts = place[name].split([sources[p][1].numel() for p in places])
             for position, part in zip(places, parts, strict=True):
                 ids = sources[position][1]
-                found[position] = Found(rows_RW, part.view_as(ids), _weights(ids))
+                found[position] = Found(rows_RW, part.view_as(ids), average_weights(ids))
         return [field for field in found if field is not None]
 
     def _rows(self, distinct: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -220,7 +220,7 @@ def _computable(rows_NW: Tensor) -> Tensor:
     return rows_NW if torch.is_autocast_enabled(rows_NW.device.type) else rows_NW.float()
 
 
-def _weights(ids: Tensor) -> Tensor | None:
+def average_weights(ids: Tensor) -> Tensor | None:
     """Float32 weights that average the K ids of a row that are not 0; ``None`` for single values."""
     if ids.dim() == 1:
         return None

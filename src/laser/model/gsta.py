@@ -37,6 +37,10 @@ class GlobalLayer(nn.Module):
         with torch.autocast(user_BD.device.type, enabled=False):
             query_BHD = self.heads.query(user_BD.to(self.heads.query_HDQ.dtype))
             pooled_BHD = segment_softmax_attention(query_BHD, segment_GD, seg_off_B1)
+        return self.after_attention(user_BD, pooled_BHD)
+
+    def after_attention(self, user_BD: Tensor, pooled_BHD: Tensor) -> Tensor:
+        """What follows the weighted mean of the segments: u^{l-1} and it -> u^l."""
         user_BD = self.norm_attention(user_BD + self.out(self.heads.value(pooled_BHD)))
         return self.norm_ffn(user_BD + self.ffn(user_BD))
 

@@ -99,6 +99,47 @@ class LaserCLI(LightningCLI):
         self.trainer_defaults["callbacks"] = callbacks
 
 
+class RecipeCLI(LaserCLI):
+    """Parses recipes and builds nothing: everything stays options, for verbs that do not train."""
+
+    def setup_parser(
+        self, add_subcommands: bool, main_kwargs: dict[str, Any], subparser_kwargs: dict[str, Any]
+    ) -> None:
+        """Build the one parser."""
+        super(LaserCLI, self).setup_parser(add_subcommands, main_kwargs, subparser_kwargs)
+
+    def _set_seed(self) -> None:
+        """Nothing is drawn."""
+
+    def before_instantiate_classes(self) -> None:
+        """Nothing is written, so nothing has to be placed in a run's folder."""
+
+    def instantiate_classes(self) -> None:
+        """Leave everything as options: neither the data's size nor the trainer matters to this machine."""
+
+    @classmethod
+    def parse(cls, verb: str, arguments: list[str]) -> Any:
+        """Options of recipes and of this verb.
+
+        Raises:
+            ValueError: for any mistake of the user.
+            argparse.ArgumentError: for options that are unknown or of the wrong type.
+        """
+        quieten()
+        cli = cls(
+            CTRModule,
+            CTRDataModule,
+            save_config_callback=None,
+            trainer_defaults={"strategy": "torchrec"},
+            seed_everything_default=0,
+            parser_kwargs=STRICT | {"prog": f"laser {verb}"},
+            args=arguments,
+            run=False,
+            auto_configure_optimizers=False,
+        )
+        return cli.config
+
+
 def _say_where_it_begins(checkpoint: str | None, run: Path, first_step: int) -> None:
     if checkpoint is not None:
         print(f"laser fit: going on from {checkpoint}, after step {first_step}")

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from lightning.pytorch.cli import LightningArgumentParser
 
-from laser.train.command_line import STRICT, LaserCLI, quieten
-from laser.train.datamodule import CTRDataModule
-from laser.train.module import CTRModule
+from laser.train.command_line import RecipeCLI
 from laser.train.optim import TableOptimizer
 from laser.train.placement import Sharding
 from laser.train.planning import Cluster, describe, plan_of
@@ -19,28 +15,13 @@ from laser.train.table_storage import Storage, TableStorage
 GPU = torch.device("cuda")
 
 
-class PlanCLI(LaserCLI):
-    """Parses recipes and a cluster; builds nothing."""
-
-    def setup_parser(
-        self, add_subcommands: bool, main_kwargs: dict[str, Any], subparser_kwargs: dict[str, Any]
-    ) -> None:
-        """Build the one parser."""
-        super(LaserCLI, self).setup_parser(add_subcommands, main_kwargs, subparser_kwargs)
+class PlanCLI(RecipeCLI):
+    """Parses recipes and a cluster."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The options of the cluster, beside those of a recipe."""
         super().add_arguments_to_parser(parser)
         parser.add_class_arguments(Cluster, "cluster")
-
-    def _set_seed(self) -> None:
-        """Nothing is drawn."""
-
-    def before_instantiate_classes(self) -> None:
-        """Nothing is written, so nothing has to be placed in a run's folder."""
-
-    def instantiate_classes(self) -> None:
-        """Leave everything as options: neither the data's size nor the cluster matters to this machine."""
 
 
 def main(arguments: list[str]) -> int:
@@ -53,19 +34,7 @@ def main(arguments: list[str]) -> int:
         ValueError: for any mistake of the user.
         argparse.ArgumentError: for options that are unknown or of the wrong type.
     """
-    quieten()
-    cli = PlanCLI(
-        CTRModule,
-        CTRDataModule,
-        save_config_callback=None,
-        trainer_defaults={"strategy": "torchrec"},
-        seed_everything_default=0,
-        parser_kwargs=STRICT | {"prog": "laser plan"},
-        args=arguments,
-        run=False,
-        auto_configure_optimizers=False,
-    )
-    config = cli.config
+    config = PlanCLI.parse("plan", arguments)
     strategy = config.trainer.strategy
     options = getattr(strategy, "init_args", None)
     given = getattr(options, "sharding", None)

@@ -1,0 +1,61 @@
+"""``laser serve``: a bundle and a history store behind HTTP."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from laser.seqvault import SeqVault
+
+
+def serve(
+    bundle: Path,
+    vault: Path,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    device: str = "cpu",
+    cache_bytes: int = 256 << 20,
+    max_candidates: int = 10_000,
+    max_bytes: int = 1 << 20,
+    max_requests: int = 64,
+) -> None:
+    """Score requests over HTTP, with a page that shows the gates; it changes nothing.
+
+    Args:
+        bundle: folder that laser export wrote.
+        vault: history store, such as prepared/movielens_small/vault; appends of other processes are seen.
+        host: address to listen at. There is no authentication: leave it to loopback or put a proxy before it.
+        port: to listen at.
+        device: of the dense part, cpu or cuda.
+        cache_bytes: of what is kept of users between requests.
+        max_candidates: of a request.
+        max_bytes: of a request.
+        max_requests: in work at once.
+    """
+    try:
+        from laser.serve.server import Limits, run
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"laser serve needs {error.name}, which is not installed; install the extra with pip install -c "
+            "constraints.txt -e '.[serve]'"
+        ) from None
+    from laser.serve.scorer import Scorer
+
+    with SeqVault.open(vault) as opened:
+        scorer = Scorer(bundle, opened, device=device, cache_bytes=cache_bytes)
+        print(f"http://{host}:{port} serves {scorer.bundle.facts['data_set']} from {bundle}", flush=True)
+        run(scorer, host, port, Limits(max_candidates, max_bytes, requests=max_requests))
+
+
+def main(arguments: list[str]) -> int:
+    """Run ``laser serve``.
+
+    Returns:
+        0 when it was told to stop.
+
+    Raises:
+        ValueError: on a user's mistake.
+    """
+    from jsonargparse import auto_cli
+
+    auto_cli(serve, args=arguments, prog="laser serve", exit_on_error=False)
+    return 0
