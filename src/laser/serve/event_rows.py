@@ -90,5 +90,8 @@ class EventRows:
                 _, gone = self._kept.popitem(last=False)
                 self.bytes -= gone.nbytes
 
-    def __len__(self) -> int:
-        return len(self._kept)
+    def forget(self) -> None:
+        """Drop all that is kept."""
+        with self._lock:
+            self._kept.clear()
+            self.bytes = 0
