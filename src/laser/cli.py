@@ -15,9 +15,19 @@ import sys
 import tempfile
 import uuid
 from hashlib import blake2b
+from importlib import import_module
 from pathlib import Path
 
 TRAINING = ("fit", "validate", "test", "predict")
+MODULES = {
+    "plan": "laser.train.plan_command",
+    "export": "laser.exporting",
+    "serve": "laser.serve.serve_command",
+    "study": "laser.study.commands",
+    "vault": "laser.seqvault.commands",
+    "checkpoint": "laser.train.checkpoint_commands",
+}
+"""Verbs whose module has ``main(arguments)``, which returns an exit code or ``None``."""
 HELP = """usage: laser VERB [options]
 
   fit       train a model:                laser fit -c conf/demo.yaml
@@ -79,32 +89,9 @@ def _run(verb: str, rest: list[str]) -> int:
         return examine()
     if verb == "report":
         return _report(rest)
-    if verb == "vault":
-        from laser.seqvault.commands import main as vault
-
-        return vault(rest) or 0
-    if verb == "plan":
-        from laser.train.plan_command import main as plan
-
-        return plan(rest)
-    if verb == "study":
-        from laser.study.commands import main as study
-
-        return study(rest)
-    if verb == "checkpoint":
-        from laser.train.checkpoint_commands import main as checkpoint
-
-        return checkpoint(rest)
-    if verb == "export":
-        from laser.exporting import main as export
-
-        return export(rest)
-    if verb == "serve":
-        from laser.serve.serve_command import main as serve
-
-        return serve(rest)
-    others = "plan, export, serve, report, study, vault, checkpoint, doctor"
-    raise ValueError(f"{verb!r} is not a verb; expected one of {', '.join(TRAINING)}, {others}")
+    if verb in MODULES:
+        return import_module(MODULES[verb]).main(rest) or 0
+    raise ValueError(f"{verb!r} is not a verb; expected one of {', '.join([*TRAINING, 'report', *MODULES, 'doctor'])}")
 
 
 def _report(rest: list[str]) -> int:

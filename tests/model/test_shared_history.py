@@ -24,6 +24,7 @@ VARIANTS = {
         "newest_events": 0,
     },
     "segment recency": {"recency": "segment", "newest_segments": 7, "newest_events": 2},
+    "matches": {"match": {"item": "item", "genre": "genre"}, "match_newest": 3},
     "both": {"recency": "both", "experts": 2, "num_layers": 1},
 }
 
@@ -65,7 +66,7 @@ def test_same_logits_and_gates(make_batch, schema, options, length):
         embedded = model.embeddings(batch)
         shared = SharedHistory(model)
         rows_LC = shared.event_rows(event_vectors(embedded))
-        found = shared(rows_LC, batch.age_T, embedded.target_BE, embedded.context)
+        found = shared(rows_LC, batch.age_T, embedded.target_BE, embedded.context, batch=batch)
     torch.testing.assert_close(found.logit_B, wanted.logit_B, rtol=1e-5, atol=1e-5)
     gate_BLH = wanted.gates.gate_EH.view(5, length, -1)
     torch.testing.assert_close(found.gate_HLB, gate_BLH.permute(2, 1, 0), rtol=1e-5, atol=1e-6)
@@ -86,3 +87,22 @@ def test_shut_gates_are_as_if_the_event_had_none(make_batch, schema):
     assert torch.equal(found.logit_B[0], whole.logit_B[0])
     assert found.logit_B[1] != whole.logit_B[1]
     assert (found.gate_HLB[:, 1, 1] == 0).all()
+
+
+def test_it_can_be_exported_as_a_graph(make_batch, schema):
+    """For any number of candidates and of whole segments; the packed form lays out segments on the host."""
+    shared = SharedHistory(trained(schema))
+
+    def inputs(segments: int, samples: int) -> tuple:
+        batch = one_history(make_batch(schema, [40], [0] * samples), 4 * segments, samples)
+        with torch.no_grad():
+            embedded = shared.network.embeddings(batch)
+            return shared.event_rows(event_vectors(embedded)).clone(), batch.age_T, embedded.target_BE, embedded.context
+
+    candidates, segments = torch.export.Dim("candidates", min=2), torch.export.Dim("segments", min=2)
+    some = inputs(3, 5)
+    shapes = ({0: 4 * segments}, {0: 4 * segments}, {0: candidates}, [{0: candidates}] * len(some[3]))
+    graph = torch.export.export(shared, some, dynamic_shapes=shapes).module()
+    for arguments in (inputs(2, 2), inputs(7, 11)):
+        with torch.no_grad():
+            torch.testing.assert_close(graph(*arguments).logit_B, shared(*arguments).logit_B, rtol=1e-5, atol=1e-5)

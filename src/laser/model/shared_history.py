@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from laser.batch import Batch
 from laser.model.laser import Laser
 from laser.model.recency import age_bucket
 
@@ -74,6 +75,7 @@ class SharedHistory(nn.Module):
         target_BE: Tensor,
         context: list[Tensor],
         open_LB: Tensor | None = None,
+        batch: Batch | None = None,
     ) -> Scores:
         """Logits of B candidates, and the gates.
 
@@ -83,6 +85,7 @@ class SharedHistory(nn.Module):
             target_BE: embeddings of the candidates.
             context: [B, W] embeddings of each context field.
             open_LB: factors of the gates, to ask what the score would be if some were shut.
+            batch: the same as ids, for models that match events with candidates; not needed by others.
         """
         network = self.network
         event_PC, live_P = self._history(row_LC, age_L)
@@ -98,6 +101,9 @@ class SharedHistory(nn.Module):
         groups = [user_BD, *self._readout(segment_BND), target_BD, *context]
         if network.fusion.newest_events:
             groups.append(self._newest_mean(event_PC, live_P).expand(target_BD.shape[0], -1))
+        if batch is not None:
+            x_LD = event_PC[event_PC.shape[0] - row_LC.shape[0] :, self.project_DC.shape[1] :]
+            groups += network.matched(x_LD, batch)
         pooled_BD, _ = network.mixer(network.fusion.tokens(groups), 0, 1)
         return Scores(network._logit(pooled_BD), gate_HPB[:, gate_HPB.shape[1] - row_LC.shape[0] :])
 

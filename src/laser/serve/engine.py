@@ -27,7 +27,7 @@ from laser.serve.event_rows import EventRows, Events
 from laser.serve.requests import CodedRequest
 
 SHARED_FROM = 4
-"""Candidates from which on a request has its history to itself."""
+"""Candidates from which on a request beside others has its history to itself."""
 PACKED_SAMPLES, PACKED_EVENTS = 4096, 1 << 18
 """Most samples of a packed batch, and most events counted once for each sample."""
 SHARED_FLOATS = {"cpu": 1 << 21, "cuda": 1 << 28}
@@ -70,7 +70,8 @@ class Engine:
         with torch.inference_mode():
             for place, request in enumerate(requests):
                 length = int(events.lengths[place])
-                if self.shared is not None and len(request) >= SHARED_FROM and length:
+                alone = len(requests) == 1 or len(request) >= SHARED_FROM
+                if self.shared is not None and alone and length and len(request):
                     self.score_shared(request, events.of(place), found[place])
                 else:
                     packed += _pieces(place, len(request), length)
@@ -113,20 +114,33 @@ class Engine:
         step = self.candidates_at_once(len(age_L))
         for start in range(0, len(request), step):
             part = request.part(start, start + step)
-            out[start : start + step] = torch.sigmoid(self.forward(row_LC, age_L, part).logit_B).cpu().numpy()
+            scores = self.forward(row_LC, age_L, part, events)
+            out[start : start + step] = torch.sigmoid(scores.logit_B).cpu().numpy()
 
     def history(self, request: CodedRequest, events: Events) -> tuple[Tensor, Tensor]:
         """Rows [L, C] and ages [L] in seconds of a request's history."""
-        ragged = Ragged(events, np.array([0, len(events[self.schema.timestamp.name])]))
-        age_L = age_seconds(self.schema, ragged, np.array([request.time], np.int64))
+        age_L = age_seconds(self.schema, self._alone(events), np.array([request.time], np.int64))
         return self.rows.of(request.key, events), torch.from_numpy(age_L).to(self.device)
 
-    def forward(self, row_LC: Tensor, age_L: Tensor, request: CodedRequest, open_LB: Tensor | None = None) -> Scores:
+    def forward(
+        self,
+        row_LC: Tensor,
+        age_L: Tensor,
+        request: CodedRequest,
+        events: Events,
+        open_LB: Tensor | None = None,
+    ) -> Scores:
         """Logits and gates of all candidates of a request at once."""
         assert self.shared is not None
         target = with_side_info(self.schema, self.items, request.item_B)
         target_BE = self.embeddings.targets(self._ids(target))
-        return self.shared(row_LC, age_L, target_BE, self.embeddings.contexts(self._ids(request.context)), open_LB)
+        context = self.embeddings.contexts(self._ids(request.context))
+        matches = self.shared.network.matched.pairs
+        batch = self.batch([request], self._alone(events), [(0, 0, len(request))]) if matches else None
+        return self.shared(row_LC, age_L, target_BE, context, open_LB, batch)
+
+    def _alone(self, events: Events) -> Ragged:
+        return Ragged(events, np.array([0, len(events[self.schema.timestamp.name])]))
 
     def _event_rows(self, events: Events) -> Tensor:
         """Rows of events that were not seen before."""

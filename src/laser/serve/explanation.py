@@ -156,17 +156,22 @@ def _taken_apart(
         row_LC, age_L = engine.history(request, fields)
         length = len(age_L)
         _, offsets = segment_offsets(np.array([0, length]), engine.network.segment_width)  # type: ignore[arg-type]
-        whole = engine.forward(row_LC, age_L, request)
+        whole = engine.forward(row_LC, age_L, request, fields)
         gate_LH = whole.gate_HLB[:, :, 0].T.cpu().numpy()
         logit = float(whole.logit_B[0])
-        shut = _shut_logits(engine, request, row_LC, age_L, offsets)
+        shut = _shut_logits(engine, request, fields, row_LC, age_L, offsets)
     bounds = zip(offsets[:-1].tolist(), offsets[1:].tolist(), shut.tolist(), strict=True)
     segments = [Segment(a, b, float(gate_LH[a:b].mean()), logit - without) for a, b, without in bounds]
     return logit, gate_LH, segments, age_L.cpu().numpy()
 
 
 def _shut_logits(
-    engine: Engine, request: CodedRequest, row_LC: torch.Tensor, age_L: torch.Tensor, offset_N1: np.ndarray
+    engine: Engine,
+    request: CodedRequest,
+    fields: dict[str, np.ndarray],
+    row_LC: torch.Tensor,
+    age_L: torch.Tensor,
+    offset_N1: np.ndarray,
 ) -> np.ndarray:
     """Logits [N] with all gates of the n-th segment shut: the candidate N times, each with one segment shut."""
     count, length = len(offset_N1) - 1, len(age_L)
@@ -180,5 +185,5 @@ def _shut_logits(
             context={name: np.repeat(codes, len(shut), axis=0) for name, codes in request.context.items()},
         )
         open_LB = torch.from_numpy((segment_L[:, None] != shut).astype(np.float32)).to(engine.device)
-        found[shut] = engine.forward(row_LC, age_L, copies, open_LB).logit_B.cpu().numpy()
+        found[shut] = engine.forward(row_LC, age_L, copies, fields, open_LB).logit_B.cpu().numpy()
     return found
