@@ -9,7 +9,7 @@ from laser.seqvault import SeqVault
 
 def serve(
     bundle: Path,
-    vault: Path,
+    vault: Path | None = None,
     host: str = "127.0.0.1",
     port: int = 8000,
     device: str = "cpu",
@@ -40,6 +40,8 @@ def serve(
         ) from None
     from laser.serve.scorer import Scorer
 
+    if vault is None:
+        raise ValueError("--vault is missing; give the history store, such as prepared/movielens_small/vault")
     with SeqVault.open(vault) as opened:
         scorer = Scorer(bundle, opened, device=device, cache_bytes=cache_bytes)
         print(f"http://{host}:{port} serves {scorer.bundle.facts['data_set']} from {bundle}", flush=True)
