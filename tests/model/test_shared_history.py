@@ -25,6 +25,9 @@ VARIANTS = {
     },
     "segment recency": {"recency": "segment", "newest_segments": 7, "newest_events": 2},
     "matches": {"match": {"item": "item", "genre": "genre"}, "match_newest": 3},
+    "gates of matches": {"match": {"item": "item", "genre": "shelf"}, "match_gate": True, "match_newest": 2},
+    "slope": {"gate_rank_bias": True},
+    "softmax with a slope": {"gate_rank_bias": True, "gate": "softmax"},
     "both": {"recency": "both", "experts": 2, "num_layers": 1},
 }
 

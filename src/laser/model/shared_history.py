@@ -10,7 +10,8 @@ A candidate then costs 2 products of L x H x Q and L x D, and the segments' feed
 ``Laser.forward`` in evaluation, equal up to rounding. Dense operations of fixed rank only, so that it can be exported.
 
 Legend of shape suffixes: B candidates; L events of the one history, oldest first; N segments; W segment width; P = N W
-padded events; H heads; Q query width; V value width; D width; E concatenated embedding widths; C width of a row.
+padded events; H heads; Q query width; V value width; D width; E concatenated embedding widths; C width of a row. In
+matches P counts pairs of fields, as in ``laser.model.match_gate``.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from torch.nn.functional import pad
 
 from laser.batch import Batch
 from laser.model.laser import Laser
+from laser.model.match_gate import MatchGate
+from laser.model.matching import Matches
 from laser.model.recency import age_bucket
 
 
@@ -90,7 +93,8 @@ class SharedHistory(nn.Module):
         network = self.network
         event_PC, live_P = self._history(row_LC, age_L)
         target_BD = network.target(target_BE)
-        gate_HPB = self._gates(event_PC, live_P, target_BD)
+        found = None if batch is None else network.matched.find(batch)
+        gate_HPB = self._gates(event_PC, live_P, target_BD, found)
         if open_LB is not None:
             gate_HPB = gate_HPB * pad(open_LB, (0, 0, gate_HPB.shape[1] - open_LB.shape[0], 0))
         segment_BND = self._segments(event_PC, gate_HPB, live_P)
@@ -101,9 +105,8 @@ class SharedHistory(nn.Module):
         groups = [user_BD, *self._readout(segment_BND), target_BD, *context]
         if network.fusion.newest_events:
             groups.append(self._newest_mean(event_PC, live_P).expand(target_BD.shape[0], -1))
-        if batch is not None:
-            x_LD = event_PC[event_PC.shape[0] - row_LC.shape[0] :, self.project_DC.shape[1] :]
-            groups += network.matched(x_LD, batch)
+        x_LD = event_PC[event_PC.shape[0] - row_LC.shape[0] :, self.project_DC.shape[1] :]
+        groups += network.matched(x_LD, found)
         pooled_BD, _ = network.mixer(network.fusion.tokens(groups), 0, 1)
         return Scores(network._logit(pooled_BD), gate_HPB[:, gate_HPB.shape[1] - row_LC.shape[0] :])
 
@@ -118,17 +121,32 @@ class SharedHistory(nn.Module):
         live_P = pad(torch.ones(length, dtype=row_LC.dtype, device=row_LC.device), (missing, 0))
         return pad(row_LC, (0, 0, missing, 0)), live_P
 
-    def _gates(self, event_PC: Tensor, live_P: Tensor, target_BD: Tensor) -> Tensor:
+    def _gates(self, event_PC: Tensor, live_P: Tensor, target_BD: Tensor, found: Matches | None) -> Tensor:
         """Gates [H, P, B], 0 for padding; softmax weights in that ablation."""
         sta = self.network.sta
         num_heads, _, query_width = sta.heads.query_HDQ.shape
         key_HPQ = event_PC[:, : num_heads * query_width].unflatten(1, (num_heads, query_width)).transpose(0, 1)
         query_HQB = torch.einsum("bd,hdq->hqb", target_BD, sta.heads.query_HDQ) * sta.heads.scale
+        score_HPB = key_HPQ @ query_HQB
+        if sta.slope_H is not None:
+            rank_P = torch.arange(event_PC.shape[0] - 1, -1, -1, device=event_PC.device)
+            score_HPB = score_HPB + sta.slope_H[:, None, None] * rank_P.float().log1p()[:, None]
+        if sta.match is not None:
+            assert found is not None
+            score_HPB = score_HPB + self._match_scores(sta.match, found, target_BD.shape[0], event_PC.shape[0])
         if sta.gate == "sigmoid":
-            return torch.baddbmm(sta.bias_H[:, None, None], key_HPQ, query_HQB).sigmoid() * live_P[:, None]
-        score_HNWB = (key_HPQ @ query_HQB).unflatten(1, (-1, sta.segment_width))
+            return (score_HPB + sta.bias_H[:, None, None]).sigmoid() * live_P[:, None]
+        score_HNWB = score_HPB.unflatten(1, (-1, sta.segment_width))
         live_NW1 = live_P.view(-1, sta.segment_width, 1) > 0
         return score_HNWB.masked_fill(~live_NW1, -torch.inf).softmax(2).flatten(1, 2)
+
+    def _match_scores(self, gate: MatchGate, found: Matches, size: int, padded: int) -> Tensor:
+        """What matches add to the scores, [H, P, B]: for the newest that match in any pair, as in ``MatchGate``."""
+        match_BLP = torch.stack(found.match_E, dim=-1).unflatten(0, (size, -1))
+        any_BL = match_BLP.any(2)
+        newest_BL = any_BL & (any_BL.flip(1).cumsum(1).flip(1) <= gate.newest)
+        score_BLH = (match_BLP & newest_BL[..., None]).to(gate.weight_PH.dtype) @ gate.weight_PH
+        return pad(score_BLH.permute(2, 1, 0), (0, 0, padded - any_BL.shape[1], 0))
 
     def _segments(self, event_PC: Tensor, gate_HPB: Tensor, live_P: Tensor) -> Tensor:
         """Segments of every candidate, [B, N, D]."""
