@@ -91,7 +91,8 @@ class Model(BaseModel):
 
 def create_app(scorer: Scorer, limits: Limits = Limits()) -> Any:  # noqa: B008
     """The application, behind its limits; any ASGI server runs it."""
-    app = FastAPI(title="LASER", version=version("laser-ctr"), description=__doc__, responses={422: {"model": Problem}})
+    responses: Any = {status: {"model": Problem} for status in (400, 408, 413, 422, 503)}
+    app = FastAPI(title="LASER", version=version("laser-ctr"), description=__doc__, responses=responses)
     explainer = Explainer(scorer) if isinstance(scorer.engine.network, Laser) else None
     about = _about(scorer)
 
