@@ -34,7 +34,7 @@ def address(trained, prepared: Path, tmp_path_factory) -> Iterator[str]:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
     command = [sys.executable, "-m", "laser.cli", "serve", str(trained("laser") / "bundle"), "--vault"]
-    command += [str(prepared / "vault"), "--port", str(port), "--max_candidates", "500", "--max_bytes", "20000"]
+    command += [str(prepared / "vault"), "--port", str(port), "--max_candidates", "500"]
     errors = tmp_path_factory.mktemp("server") / "errors"
     with errors.open("w") as told:
         server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=told)
@@ -108,7 +108,7 @@ def test_an_explanation(address):
         (BODY | {"context": {}}, 422, "context lacks 'device'"),
         (BODY | {"context": {"device": "x"}}, 422, "context device 'x' is a str"),
         (BODY | {"file": "/etc/passwd"}, 422, "file: Extra inputs are not permitted"),
-        (b" " * 30_000, 413, "more than 20000 bytes"),
+        (b" " * (1 << 20) + b"x", 413, "more than 1048576 bytes"),
     ],
 )
 def test_wrong_requests_are_told(address, body, status, sentence):
