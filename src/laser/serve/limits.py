@@ -12,6 +12,8 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+DISCARDED = 1 << 24
+"""Bytes past the limit that are read and dropped: a client that is cut off while it sends may never see the answer."""
 
 
 @dataclass(frozen=True)
@@ -63,19 +65,24 @@ class Gate:
 
     async def _body(self, scope: MutableMapping[str, Any], receive: Receive) -> bytes | None:
         """All of the request; ``None`` when the client has gone."""
+        most = self.limits.body_bytes
         declared = dict(scope["headers"]).get(b"content-length", b"0")
-        if declared.isdigit() and int(declared) > self.limits.body_bytes:
+        if declared.isdigit() and int(declared) > most + DISCARDED:
             raise OverflowError
         parts, size, more = [], 0, True
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
                 return None
-            parts.append(message.get("body", b""))
-            size += len(parts[-1])
-            if size > self.limits.body_bytes:
+            part = message.get("body", b"")
+            size += len(part)
+            if size > most + DISCARDED:
                 raise OverflowError
+            if size <= most:
+                parts.append(part)
             more = message.get("more_body", False)
+        if size > most:
+            raise OverflowError
         return b"".join(parts)
 
 

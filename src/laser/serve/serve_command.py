@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from laser.seqvault import SeqVault
 
 
 def serve(
     bundle: Path,
-    vault: Path | None = None,
+    vault: str | None = None,
     host: str = "127.0.0.1",
     port: int = 8000,
     device: str = "cpu",
@@ -17,12 +18,15 @@ def serve(
     max_candidates: int = 10_000,
     max_bytes: int = 1 << 20,
     max_requests: int = 64,
+    token_file: Path | None = None,
+    tls_authority: Path | None = None,
 ) -> None:
     """Score requests over HTTP, with a page that shows the gates; it changes nothing.
 
     Args:
         bundle: folder that laser export wrote.
-        vault: history store, such as prepared/movielens_small/vault; appends of other processes are seen.
+        vault: history store, such as prepared/movielens_small/vault, or grpc://host:port of a laser vault serve;
+            appends of other processes are seen.
         host: address to listen at. There is no authentication: leave it to loopback or put a proxy before it.
         port: to listen at.
         device: of the dense part, cpu or cuda.
@@ -30,6 +34,8 @@ def serve(
         max_candidates: of a request.
         max_bytes: of a request.
         max_requests: in work at once.
+        token_file: for a service: its token, in the first line.
+        tls_authority: for a service: PEM file of the authority that signed its certificate.
     """
     try:
         from laser.serve.server import Limits, run
@@ -42,10 +48,19 @@ def serve(
 
     if vault is None:
         raise ValueError("--vault is missing; give the history store, such as prepared/movielens_small/vault")
-    with SeqVault.open(vault) as opened:
+    with _open(vault, token_file, tls_authority) as opened:
         scorer = Scorer(bundle, opened, device=device, cache_bytes=cache_bytes)
         print(f"http://{host}:{port} serves {scorer.bundle.facts['data_set']} from {bundle}", flush=True)
         run(scorer, host, port, Limits(max_candidates, max_bytes, requests=max_requests))
+
+
+def _open(vault: str, token_file: Path | None, tls_authority: Path | None) -> Any:
+    if not vault.startswith("grpc"):
+        return SeqVault.open(vault)
+    from laser.seqvault.service import RemoteVault
+    from laser.seqvault.service.authorization import read_tokens
+
+    return RemoteVault(vault, read_tokens(token_file)[0] if token_file else None, tls=tls_authority)
 
 
 def main(arguments: list[str]) -> int:
