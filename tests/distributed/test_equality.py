@@ -20,6 +20,8 @@ from laser.train.stored_tensors import StoredTensors
 
 MIDDLE = 5
 """Step of the checkpoint to resume from, inside of the first epoch and of warm-up."""
+MANAGED = {"item": {"rows": 40, "interval": 3}}
+"""Half as many rows as there are items; step 5 is in the middle of an interval."""
 ROUNDING = {"rtol": 2e-4, "atol": 2e-5}
 """What different orders of float32 sums may come to over 18 steps of Adam."""
 
@@ -53,6 +55,8 @@ def runs(launch: Callable, prepared: Path, batch_size: int, tmp_path_factory) ->
             job("one sgd", optimizer="sgd", epochs=1),
             job("one rowwise", optimizer="rowwise_adagrad", epochs=1),
             job("one experts", experts=4, epochs=1),
+            job("one managed", managed_ids=MANAGED, epochs=1, save_after=MIDDLE),
+            job("one managed from one", managed_ids=MANAGED, epochs=1, checkpoint=middle("one managed")),
             job("one half", storage={"weights": "float16"}, outputs="float16", epochs=1),
             job("one clipped", table_options={"max_row_gradient": 1e-4}, epochs=1),
         ],
@@ -69,6 +73,10 @@ def runs(launch: Callable, prepared: Path, batch_size: int, tmp_path_factory) ->
             job("two rowwise", optimizer="rowwise_adagrad", epochs=1),
             job("two experts", experts=4, epochs=1, save_after=MIDDLE),
             job("two experts resumed", experts=4, epochs=1, checkpoint=middle("two experts")),
+            job("two managed", managed_ids=MANAGED, epochs=1, save_after=MIDDLE),
+            job("two managed column_wise", managed_ids=MANAGED, epochs=1, sharding="column_wise"),
+            job("two managed resumed", managed_ids=MANAGED, epochs=1, checkpoint=middle("two managed")),
+            job("two managed from one", managed_ids=MANAGED, epochs=1, checkpoint=middle("one managed")),
             job("two half", storage={"weights": "float16"}, outputs="float16", epochs=1),
             job("two background", save_after=MIDDLE, background=True),
             job("two background resumed", checkpoint=middle("two background"), background=True),
@@ -167,6 +175,26 @@ def test_half_precision_tables_in_two_processes_equal_one(runs, tmp_path):
     assert losses(runs / "two half") == pytest.approx(losses(runs / "one half"), rel=1e-4)
     for name, value in one.items():  # float16 has 11 bits, and rounds each update
         torch.testing.assert_close(two[name].float(), value.float(), rtol=1e-2, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "whole", "same"),
+    [
+        ("two managed", "one managed", False),
+        ("two managed column_wise", "one managed", False),
+        ("two managed from one", "one managed", False),
+        ("one managed from one", "one managed", True),
+        ("two managed resumed", "two managed", True),
+    ],
+)
+def test_managed_ids_are_those_of_one_process_that_was_not_interrupted(runs, tmp_path, name, whole, same):
+    actual, expected = tensors(runs / name, tmp_path), tensors(runs / whole, tmp_path)
+    (check_bitwise if same else check_close)(actual, expected)
+    ids = expected["model.managed_ids.item.map._mch_sorted_raw_ids"]
+    assert torch.equal(actual["model.managed_ids.item.map._mch_sorted_raw_ids"], ids)
+    assert ids.unique().numel() == MANAGED["item"]["rows"]  # 39 items and the mark of what is free
+    (table,) = (value for key, value in expected.items() if key.startswith("model.") and key.endswith("item.weight"))
+    assert table.shape[0] == MANAGED["item"]["rows"]
 
 
 def test_bounded_row_gradients_change_the_run(runs, tmp_path):

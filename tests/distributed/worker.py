@@ -23,6 +23,7 @@ from laser.model.laser import Laser
 from laser.train.average import Average
 from laser.train.callbacks import RunRecord
 from laser.train.datamodule import CTRDataModule
+from laser.train.managed_ids import ManagedIds
 from laser.train.module import CTRModule, finite
 from laser.train.optim import DenseOptimizer, TableOptimizer
 from laser.train.placement import Sharding
@@ -107,6 +108,7 @@ def run(job: dict) -> None:
                 outputs=job.get("outputs", "float32"),
                 stochastic_rounding=job.get("stochastic_rounding", True),
             ),
+            managed_ids={name: ManagedIds(**managed) for name, managed in job.get("managed_ids", {}).items()},
             save_in_background=job.get("background", False),
             timeout_seconds=60,
         ),

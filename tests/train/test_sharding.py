@@ -77,7 +77,7 @@ def test_half_precision_is_kept_and_handed_on(weights, outputs):
 
 def test_unknown_tables_of_the_storage_are_named():
     with pytest.raises(ValueError, match=r"storage.tables names 'author'.*it has a, b"):
-        check_table_names(Storage(tables={"author": TableStorage()}), ["a", "b"])
+        check_table_names("storage.tables", {"author": TableStorage()}, ["a", "b"])
 
 
 TABLES = [TableSize("a", 10, 8), TableSize("b", 20, 8), TableSize("c", 30, 8)]

@@ -13,6 +13,7 @@ import torch
 
 from laser.batch import Batch
 from laser.data.collate import Collator
+from laser.data.order import Order, balanced_share, history_lengths, permuted, requests
 from laser.data.prepared import PreparedData
 from laser.data.samples import share
 
@@ -23,6 +24,7 @@ class BatchLoader:
     The order of samples depends on ``seed`` and epoch alone. A global batch is the next ``batch_size`` of them (the
     last batch of an epoch may be short), and each process works on its contiguous share of every global batch, so any
     number of processes sees what one does. A share may be empty: the batch then has no samples, but it is delivered.
+    ``order`` can divide a global batch otherwise, and keep samples together.
 
     Shuffling is an exact permutation of the whole split, held in memory (4 bytes a sample up to 4 billion samples).
 
@@ -40,6 +42,7 @@ class BatchLoader:
         world_size: number of processes.
         workers: threads that prepare batches; 0 prepares each one when it is asked for.
         prefetch: batches prepared ahead by all threads together.
+        order: choices of which samples meet, and where.
         pin_memory: deliver in page-locked memory, for asynchronous copies to a GPU; without one this does nothing.
 
     Raises:
@@ -62,6 +65,7 @@ class BatchLoader:
         world_size: int = 1,
         workers: int = 2,
         prefetch: int = 4,
+        order: Order | None = None,
         pin_memory: bool = False,
     ) -> None:
         lowest = {"batch_size": 1, "max_history": 0, "seed": 0, "world_size": 1, "workers": 0, "prefetch": 1}
@@ -81,6 +85,11 @@ class BatchLoader:
         self.workers = workers
         self.prefetch = prefetch
         self.pin_memory = pin_memory and torch.cuda.is_available()
+        self.order = order or Order()
+        keeps = self.order.balance_events or (shuffle and self.order.group_requests)
+        self._request_N = requests(self.samples) if keeps else None
+        balanced = self.order.balance_events and world_size > 1
+        self._length_N = history_lengths(data, self.samples, max_history) if balanced else None
         self.epoch = 0
         self._position = 0
         self._start = 0
@@ -113,8 +122,9 @@ class BatchLoader:
         Raises:
             ValueError: when the samples, batch size, order or seed differ from those of the state.
         """
-        for name, now in self._identity().items():
-            if (then := state.get(name)) != now:
+        ours = self._identity()
+        for name in {**ours, **{name: None for name in state if name not in ("epoch", "position")}}:
+            if (then := state.get(name)) != (now := ours.get(name)):
                 raise ValueError(
                     f"the {self.split} loader cannot resume: {name} was {then} in the checkpoint and is {now} now; "
                     f"set it back to {then}, or start a new run"
@@ -142,23 +152,30 @@ class BatchLoader:
             "batch_size": self.batch_size,
             "shuffle": self.shuffle,
             "seed": self.seed,
+            **(self.order.identity() if self.shuffle else {}),
         }
 
     def _order(self) -> np.ndarray:
         """Rows of the split in the order of this epoch."""
         count = len(self.samples)
-        rows = np.arange(count, dtype=np.uint32 if count <= 2**32 else np.int64)
-        if self.shuffle:
-            np.random.default_rng([self.seed, self.epoch]).shuffle(rows)
-        return rows
+        if not self.shuffle:
+            return np.arange(count, dtype=np.uint32 if count <= 2**32 else np.int64)
+        together = self._request_N if self.order.group_requests else None
+        return permuted(count, self.order, together, np.random.default_rng([self.seed, self.epoch]))
 
     def _prepare(self, order: np.ndarray, epoch: int, position: int) -> Batch:
         """This process's share of one global batch."""
         rows = order[position * self.batch_size : (position + 1) * self.batch_size]
-        mine = rows[share(len(rows), self.rank, self.world_size)]
+        mine = rows[self._share(rows)]
         step = epoch * len(self) + position
         batch = self._collate(self.samples.take(mine), mine, step=step, global_size=len(rows))
         return batch.pin_memory() if self.pin_memory else batch
+
+    def _share(self, rows: np.ndarray) -> slice | np.ndarray:
+        """Places in a global batch that this process works on."""
+        if self._length_N is None or self._request_N is None:
+            return share(len(rows), self.rank, self.world_size)
+        return balanced_share(self._length_N[rows], self._request_N[rows], self.rank, self.world_size)
 
     def _prepared(self, order: np.ndarray, start: int) -> Generator[Batch]:
         epoch = self.epoch

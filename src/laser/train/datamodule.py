@@ -10,6 +10,7 @@ import torch
 
 from laser.batch import Batch
 from laser.data.loader import BatchLoader
+from laser.data.order import Order
 from laser.data.prepared import PreparedData
 from laser.schema import Schema
 
@@ -23,6 +24,7 @@ class CTRDataModule(pl.LightningDataModule):
         max_history: events of a history, the newest.
         evaluation_batch_size: samples of an evaluation step over all processes; ``None``: as in training.
         workers: threads of this process that read and join batches ahead.
+        order: which samples meet in a training step, and how a step's samples are divided over processes.
         predict_split: split that ``laser predict`` scores.
         seed: of the order of training samples; linked to ``seed_everything`` on the command line.
 
@@ -37,6 +39,7 @@ class CTRDataModule(pl.LightningDataModule):
         max_history: int = 1000,
         evaluation_batch_size: int | None = None,
         workers: int = 1,
+        order: Order | None = None,
         predict_split: Literal["train", "val", "test"] = "test",
         seed: int = 0,
     ) -> None:
@@ -51,6 +54,7 @@ class CTRDataModule(pl.LightningDataModule):
         self.max_history = max_history
         self.evaluation_batch_size = evaluation_batch_size or batch_size
         self.workers = workers
+        self.order = order
         self.predict_split = predict_split
         self.seed = seed
         # Read at once: a wrong path fails before processes are started.
@@ -94,5 +98,6 @@ class CTRDataModule(pl.LightningDataModule):
             rank=self.trainer.global_rank,
             world_size=self.trainer.world_size,
             workers=self.workers,
+            order=self.order if shuffle else None,
             pin_memory=self.trainer.strategy.root_device.type == "cuda",
         )

@@ -67,6 +67,8 @@ class CTRModule(pl.LightningModule):
         self.weight_average: WeightAverage | None = None
         self.seed = seed
         self.warm_start = warm_start
+        self.managed_ids = nn.ModuleDict()
+        """Maps of ids to rows, by table; filled by the strategy."""
         self.metrics = CTRMetrics()
         self.gates = GateStatistics()
         self.keep_gates = False

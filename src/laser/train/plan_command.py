@@ -46,7 +46,10 @@ def main(arguments: list[str]) -> int:
     trainer = config.trainer
     precision = str(trainer.precision or "32-true")
     check_combination(sharding, optimizer, storage, GPU, precision, trainer.accumulate_grad_batches)
-    found = plan_of(config.data, optimizer, sharding, Cluster(**config.cluster.as_dict()), storage)
+    cluster = config.cluster.as_dict()
+    managed = getattr(options, "managed_ids", None) or {}
+    cluster["rows"] = {name: each["rows"] for name, each in managed.items()} | cluster["rows"]
+    found = plan_of(config.data, optimizer, sharding, Cluster(**cluster), storage)
     print(describe(found))
     return 0 if found.fits else 1
 

@@ -149,7 +149,7 @@ def plan(
     """
     count = cluster.processes
     placements = place(sizes, sharding, count)
-    check_table_names(storage, [size.name for size in sizes])
+    check_table_names("storage.tables", storage.tables, [size.name for size in sizes])
     handed_on = VALUE_BYTES[storage.outputs]
     loads = [Load() for _ in range(count)]
     away = 1 - 1 / count

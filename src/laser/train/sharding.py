@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -126,6 +127,7 @@ def shard_collections(
     optimizer: TableOptimizer,
     device: torch.device,
     storage: Storage = Storage(),  # noqa: B008
+    rows: Mapping[str, int] | None = None,
 ) -> None:
     """Replace every EmbeddingCollection in ``model`` by its sharded version with a fused optimizer, rows unset.
 
@@ -137,20 +139,22 @@ def shard_collections(
         optimizer: of the tables; fused into their backward pass.
         device: of this process.
         storage: of the tables.
+        rows: of tables that have another number of rows than their feature has ids.
 
     Raises:
-        ValueError: as ``laser.train.placement.place``, or when ``storage`` names a table that there is not.
+        ValueError: as ``laser.train.placement.place``, or when ``storage`` or ``rows`` names a table that there is not.
     """
     sharder: Any = EmbeddingCollectionSharder(fused_params=optimizer.fused_params() | storage.fused_params())
     group = dist.group.WORLD
     assert group is not None
     environment = ShardingEnv.from_process_group(group)
-    collections = embedding_collections(model)
+    collections = [(name, _resized(collection, rows or {})) for name, collection in embedding_collections(model)]
     configs = [config for _, collection in collections for config in collection.embedding_configs()]
     sizes = [TableSize(config.name, config.num_embeddings, config.embedding_dim) for config in configs]
     placements = place(sizes, sharding, dist.get_world_size()) if sizes else {}
     if sizes:
-        check_table_names(storage, [size.name for size in sizes])
+        check_table_names("storage.tables", storage.tables, [size.name for size in sizes])
+        check_table_names("managed_ids", rows or {}, [size.name for size in sizes])
     for config in configs:
         config.data_type = WEIGHTS[storage.of(config.name).weights]
     for name, collection in collections:
@@ -160,6 +164,14 @@ def shard_collections(
             sharded.register_forward_hook(RowGradientClip(optimizer.max_row_gradient, dist.get_world_size()))
         parent, _, attribute = name.rpartition(".")
         setattr(model.get_submodule(parent), attribute, sharded)
+
+
+def _resized(collection: EmbeddingCollection, rows: Mapping[str, int]) -> EmbeddingCollection:
+    configs = collection.embedding_configs()
+    if not any(config.name in rows for config in configs):
+        return collection
+    changed = [replace(config, num_embeddings=rows.get(config.name, config.num_embeddings)) for config in configs]
+    return EmbeddingCollection(tables=changed, device=torch.device("meta"))
 
 
 def fused_kernels(collection: ShardedEmbeddingCollection) -> list[Any]:

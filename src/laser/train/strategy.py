@@ -24,7 +24,6 @@ import torch.distributed as dist
 from lightning.pytorch.plugins import CheckpointIO, ClusterEnvironment, Precision
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
-from torch import Tensor
 from torch.distributed.constants import default_pg_timeout
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
@@ -35,6 +34,7 @@ from laser.train.callbacks import write_json
 from laser.train.failures import Heartbeat, PatientLauncher, ProcessLost, say_lost, tells_of_a_loss
 from laser.train.loggers import write_rows
 from laser.train.loop_state import move_to_validation, validation_is_due
+from laser.train.managed_ids import ManagedIds, check_managed, manage_ids
 from laser.train.optim import SparseDenseOptimizer, fill_accumulators
 from laser.train.placement import Sharding
 from laser.train.random_state import random_states, restore_random_state
@@ -46,6 +46,7 @@ from laser.train.sharding import (
     shard_collections,
     sharded_collections,
 )
+from laser.train.table_rows import fill_rows
 from laser.train.table_storage import Storage
 from laser.train.warm_start import load_weights
 
@@ -57,8 +58,6 @@ if TYPE_CHECKING:
 META = torch.device("meta")
 FAREWELL_SECONDS = 60.0
 """How long a run that ends with an error waits for a checkpoint that is being written."""
-ROWS_AT_A_TIME = 1 << 20
-"""Initial rows drawn at once, to bound the memory beside the table itself."""
 
 
 class TorchRecStrategy(DDPStrategy):
@@ -67,6 +66,7 @@ class TorchRecStrategy(DDPStrategy):
     Args:
         sharding: how tables are spread over the processes.
         storage: number format and memory of the tables.
+        managed_ids: tables that hand out their rows to ids as they come, by name of the table.
         save_in_background: write checkpoints while training goes on; each process needs host memory for a copy of what
             it saves.
         timeout_seconds: how long a process waits for another in a collective before it fails.
@@ -82,6 +82,7 @@ class TorchRecStrategy(DDPStrategy):
         self,
         sharding: Sharding | None = None,
         storage: Storage | None = None,
+        managed_ids: dict[str, ManagedIds] | None = None,
         save_in_background: bool = False,
         timeout_seconds: float = 1800.0,
         accelerator: pl.accelerators.Accelerator | None = None,
@@ -102,6 +103,7 @@ class TorchRecStrategy(DDPStrategy):
         )
         self.sharding = sharding or Sharding()
         self.storage = storage or Storage()
+        self.managed_ids = managed_ids or {}
         self.save_in_background = save_in_background
         self.saver: BackgroundSaver | None = None
         self.saving_seconds = 0.0
@@ -124,6 +126,8 @@ class TorchRecStrategy(DDPStrategy):
             str(self.precision_plugin.precision),
             self.module.trainer.accumulate_grad_batches,
         )
+        for name, managed in self.managed_ids.items():
+            check_managed(name, managed, self.storage)
         super().setup_environment()
         if self.world_size > 1:
             self.heartbeat = Heartbeat(self.global_rank, self.world_size, lambda: self.module.trainer.global_step)
@@ -191,16 +195,21 @@ class TorchRecStrategy(DDPStrategy):
         os.environ["LOCAL_WORLD_SIZE"] = str(self.num_processes)
         module = self.module
         known = {name for name, _ in sharded_collections(module)}
-        shard_collections(module, self.sharding, module.table_optimizer, self.root_device, self.storage)
+        rows = {name: managed.rows for name, managed in self.managed_ids.items()}
+        optimizer, device = module.table_optimizer, self.root_device
+        shard_collections(module, self.sharding, optimizer, device, self.storage, rows)
+        if self.managed_ids and not known:
+            module.managed_ids = manage_ids(module, self.managed_ids, module.initial_rows, optimizer, device)
         for name, collection in sharded_collections(module):
             if name in known:
                 continue
             fill_accumulators(collection.fused_optimizer, module.table_optimizer)
             for key, weight in collection.state_dict().items():
-                fill_rows(weight, key.split(".")[1], module)
-        # DDP must neither broadcast nor reduce shards: they differ from process to process.
-        sharded = [f"{prefix}.{name}" for prefix, c in sharded_collections(module) for name, _ in c.named_parameters()]
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, sharded)
+                fill_rows(weight, key.split(".")[1], module.initial_rows)
+        # DDP must neither broadcast nor reduce shards: they differ from process to process; maps of ids are the same.
+        ignored = [f"{prefix}.{name}" for prefix, c in sharded_collections(module) for name, _ in c.named_parameters()]
+        ignored += [f"managed_ids.{name}" for name, _ in module.managed_ids.named_buffers()]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, ignored)
 
     @property
     def restore_checkpoint_after_setup(self) -> bool:
@@ -243,6 +252,8 @@ class TorchRecStrategy(DDPStrategy):
         trainer = self.module.trainer
         write_rows(trainer)
         checkpoint["random"] = random_states()
+        maps: Any = self.module.managed_ids
+        checkpoint["managed_ids"] = {name: known.state() for name, known in maps.items()}
         if validation_is_due(trainer):
             move_to_validation(checkpoint["loops"])
         facts = self.module.checkpoint_facts()
@@ -282,6 +293,9 @@ class TorchRecStrategy(DDPStrategy):
         forget_cached_rows(self.module)
         if fitting:
             restore_random_state(checkpoint["random"])
+            maps: Any = self.module.managed_ids
+            for name, known in maps.items():
+                known.load_state(checkpoint["managed_ids"][name])
         return checkpoint
 
     def teardown(self) -> None:
@@ -295,16 +309,6 @@ class TorchRecStrategy(DDPStrategy):
             self.heartbeat.end()
             self.heartbeat = None
         super().teardown()
-
-
-def fill_rows(weight: Any, table: str, module: CTRModule) -> None:
-    """Write the initial rows of a table into the shards that this process holds."""
-    for shard in weight.local_shards():
-        (row, column), (rows, columns) = shard.metadata.shard_offsets, shard.metadata.shard_sizes
-        for start in range(0, rows, ROWS_AT_A_TIME):
-            stop = min(start + ROWS_AT_A_TIME, rows)
-            values: Tensor = module.initial_rows(table, row + start, row + stop, weight.size(1))
-            shard.tensor[start:stop].copy_(values[:, column : column + columns])
 
 
 StrategyRegistry.register(

@@ -11,6 +11,7 @@ uvm_caching    in host memory, recently used ones in the GPU     GPU
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -116,13 +117,13 @@ def check_storage(storage: Storage, device: torch.device) -> None:
         raise ValueError("storage.outputs is bfloat16, for which FBGEMM has no CPU kernel; set it to float32")
 
 
-def check_table_names(storage: Storage, tables: list[str]) -> None:
+def check_table_names(option: str, given: Iterable[str], tables: Iterable[str]) -> None:
     """Refuse tables that there are not.
 
     Raises:
-        ValueError: naming the first of them.
+        ValueError: naming the option and the first of them.
     """
-    if unknown := sorted(storage.tables.keys() - set(tables)):
+    if unknown := sorted(set(given) - set(tables)):
         raise ValueError(
-            f"storage.tables names {unknown[0]!r}, which is no table of the model; it has {', '.join(sorted(tables))}"
+            f"{option} names {unknown[0]!r}, which is no table of the model; it has {', '.join(sorted(tables))}"
         )
