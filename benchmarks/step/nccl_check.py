@@ -37,6 +37,7 @@ from laser.train.stored_tensors import StoredTensors  # noqa: E402
 WORKER = ROOT / "tests" / "distributed" / "worker.py"
 LAUNCH = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "PL_GLOBAL_SEED")
 BATCH_SIZE, MIDDLE = 170, 4
+RESUMED = ("adam", "uvm_caching", "float16", "experts", "managed")
 HALF = {"stochastic_rounding": False, "epochs": 1}
 
 
@@ -184,6 +185,8 @@ def variants(device: str) -> dict[str, dict[str, Any]]:
         "rowwise": {"optimizer": "rowwise_adagrad", "epochs": 1, "table_options": {"weight_decay": 0.01}},
         "float16": HALF | {"storage": {"weights": "float16"}},
         "experts": {"experts": 4, "epochs": 1},
+        "managed": {"managed_ids": {"item": {"rows": 40, "interval": 3}}, "epochs": 1},
+        "balanced": {"order": {"balance_events": True, "group_requests": True}, "epochs": 1},
     }
     if device == "cuda":
         found |= {
@@ -228,7 +231,7 @@ def run_jobs(runs: Runs) -> None:
         runs.job("two background", save_after=MIDDLE, background=True),
         runs.job("two background resumed", checkpoint=runs.middle("two background"), background=True),
     ]
-    resumed = [name for name in ("adam", "uvm_caching", "float16", "experts") if name in chosen]
+    resumed = [name for name in RESUMED if name in chosen]
     two += [runs.job(f"two {name} resumed", checkpoint=runs.middle(f"two {name}"), **chosen[name]) for name in resumed]
     runs.launch(2, two)
     runs.launch(1, [runs.job("one from two", checkpoint=runs.middle("two"))])
@@ -258,7 +261,7 @@ def compare(runs: Runs, checks: Checks) -> None:
     for name in variants(runs.device):
         options = TOLERANCES.get(name, {})
         checks.check(f"2 processes = 1, {name}", lambda n=name, o=options: runs.close(f"two {n}", f"one {n}", **o))
-    for name in ("adam", "uvm_caching", "float16", "experts"):
+    for name in RESUMED:
         if name in variants(runs.device):
             checks.check(
                 f"2 processes, {name}, resumed = whole", lambda n=name: runs.close(f"two {n} resumed", f"two {n}")

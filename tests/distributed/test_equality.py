@@ -78,6 +78,7 @@ def runs(launch: Callable, prepared: Path, batch_size: int, tmp_path_factory) ->
             job("two managed resumed", managed_ids=MANAGED, epochs=1, checkpoint=middle("two managed")),
             job("two managed from one", managed_ids=MANAGED, epochs=1, checkpoint=middle("one managed")),
             job("two half", storage={"weights": "float16"}, outputs="float16", epochs=1),
+            job("two balanced", order={"balance_events": True}),
             job("two background", save_after=MIDDLE, background=True),
             job("two background resumed", checkpoint=middle("two background"), background=True),
             job("two table_wise from row_wise", sharding="table_wise", checkpoint=middle("one")),
@@ -134,7 +135,9 @@ def test_one_process_had_an_empty_share(runs):
     assert np.sum(shares, axis=0).min() == 1
 
 
-@pytest.mark.parametrize("name", ["two", "two table_wise", "two column_wise", "two from one", "one from two"])
+@pytest.mark.parametrize(
+    "name", ["two", "two table_wise", "two column_wise", "two from one", "one from two", "two balanced"]
+)
 def test_adagrad_in_two_processes_equals_one(runs, tmp_path, name):
     check_close(tensors(runs / name, tmp_path), tensors(runs / "one", tmp_path))
     expected = losses(runs / "one")
@@ -172,7 +175,7 @@ def test_half_precision_tables_in_two_processes_equal_one(runs, tmp_path):
     tables = [name for name in one if ".collections." in name and name.endswith(".weight")]
     assert {one[name].dtype for name in tables} == {torch.float16}
     assert losses(runs / "one half") != losses(runs / "one")
-    assert losses(runs / "two half") == pytest.approx(losses(runs / "one half"), rel=1e-4)
+    assert losses(runs / "two half") == pytest.approx(losses(runs / "one half"), rel=2e-3)
     for name, value in one.items():  # float16 has 11 bits, and rounds each update
         torch.testing.assert_close(two[name].float(), value.float(), rtol=1e-2, atol=2e-3)
 

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from laser.data.loader import BatchLoader
+from laser.data.order import Order
 from laser.data.prepared import PreparedData
 from laser.model.laser import Laser
 from laser.train.average import Average
@@ -97,7 +98,8 @@ def run(job: dict) -> None:
         seed=3,
         warm_start=WarmStart(**job["warm_start"]) if "warm_start" in job else None,
     )
-    data = CTRDataModule(job["data"], batch_size=job["batch_size"], max_history=MAX_HISTORY, seed=5)
+    order = Order(**job.get("order", {}))
+    data = CTRDataModule(job["data"], batch_size=job["batch_size"], max_history=MAX_HISTORY, seed=5, order=order)
     trainer = pl.Trainer(
         accelerator=job.get("accelerator", "cpu"),
         devices=WORLD_SIZE,
