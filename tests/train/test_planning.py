@@ -46,6 +46,12 @@ def test_one_process_exchanges_nothing() -> None:
     assert (load.exchanged, load.ids) == (0, 4010)
 
 
+@pytest.mark.parametrize("share", [0.0, 1.5])
+def test_a_share_of_distinct_ids_is_one(share) -> None:
+    with pytest.raises(ValueError, match=r"distinct is .* expected a share"):
+        Cluster(distinct=share)
+
+
 def test_memory_that_is_short_is_said() -> None:
     short = planned(Sharding(), memory_gb=1e-6)
     assert not short.fits

@@ -1,7 +1,7 @@
 """``laser plan``: what each process of a cluster would hold and exchange, without training and without the cluster.
 
-An estimate by counting: every look-up is counted (repeated ids of a batch, too), every history as its own, and of the
-bytes only those of the tables. Not modelled: skew of ids over rows, latency, overlap with the dense part.
+An estimate by counting: every look-up is counted, though a process looks up and exchanges each id of its share once
+(``Cluster.distinct`` is for that), every history as its own, and of the bytes only those of the tables. Not modelled: skew of ids over rows, latency, overlap with the dense part.
 
 For N processes and n ids of a table in a step (all processes together), width W, rows handed on in float32:
 
@@ -42,6 +42,7 @@ class Cluster:
         memory_gb: memory for tables on each, in 10^9 bytes.
         memory_rate: bytes a second that a process reads and writes there at random.
         exchange_rate: bytes a second that a process sends to all others.
+        distinct: distinct ids of a process's batch as a share of its look-ups; 1 if no id is ever repeated.
         rows: rows to plan for instead of the data set's, by table.
     """
 
@@ -49,11 +50,14 @@ class Cluster:
     memory_gb: float = 80.0
     memory_rate: float = 2e12
     exchange_rate: float = 4e10
+    distinct: float = 1.0
     rows: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.processes < 1 or min(self.memory_gb, self.memory_rate, self.exchange_rate) <= 0:
             raise ValueError(f"{self} cannot be planned for; give at least one process and positive sizes and rates")
+        if not 0 < self.distinct <= 1:
+            raise ValueError(f"cluster.distinct is {self.distinct}; expected a share above 0 and up to 1")
 
 
 @dataclass
@@ -247,5 +251,5 @@ def plan_of(
     path = Path(data.path)
     schema = Schema.load(path / "schema.json")
     each = ids_per_sample(schema, mean_history(path, data.max_history))
-    ids = {name: count * data.batch_size for name, count in each.items()}
+    ids = {name: count * data.batch_size * cluster.distinct for name, count in each.items()}
     return plan(table_sizes(schema, cluster.rows), sharding, table_optimizer, ids, cluster, storage)

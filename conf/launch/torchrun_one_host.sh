@@ -1,0 +1,8 @@
+#!/bin/sh
+# One host, one process a GPU; a lost process restarts all of them from the last checkpoint, three times at most:
+#   sh conf/launch/torchrun_one_host.sh 8 conf/mine.yaml [any option of laser fit]
+set -eu
+processes=$1 recipe=$2
+shift 2
+exec torchrun --standalone --nproc_per_node "$processes" --max_restarts 3 -m laser.cli fit -c "$recipe" \
+  --trainer.devices "$processes" --ckpt_path auto "$@"
