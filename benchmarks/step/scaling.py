@@ -35,6 +35,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import ProfilerActivity, profile
 
 from laser.batch import Batch
+from laser.data.distinct import distinct_ids
 from laser.model.embeddings import initial_rows
 from laser.model.laser import Laser
 from laser.schema import Feature, Kind, Schema
@@ -78,13 +79,18 @@ def make_batch(schema: Schema, samples: int, events: int, world_size: int, gener
     lengths = torch.randint(0, 2 * events + 1, (samples,), generator=generator)
     total = int(lengths.sum())
     order = torch.arange(samples)
+    history = {feature.name: ids(feature, total) for feature in schema.history}
+    target = {feature.name: ids(feature, samples) for feature in schema.target}
+    context = {feature.name: ids(feature, samples) for feature in schema.context}
+    fields = [{name: values.numpy() for name, values in group.items()} for group in (history, target, context)]
+    distinct, place = distinct_ids(schema, *fields)  # as the loader's threads do
     return Batch(
-        history={feature.name: ids(feature, total) for feature in schema.history},
+        history=history,
         off_U1=torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)]),
         age_T=torch.rand(total, generator=generator) * 1e6 + 1,
         history_of_B=order,
-        target={feature.name: ids(feature, samples) for feature in schema.target},
-        context={feature.name: ids(feature, samples) for feature in schema.context},
+        target=target,
+        context=context,
         label_B=torch.randint(0, 2, (samples,), generator=generator).float(),
         user_B=order,
         timestamp_B=order,
@@ -92,6 +98,8 @@ def make_batch(schema: Schema, samples: int, events: int, world_size: int, gener
         history_key_U=order,
         step=0,
         global_size=samples * world_size,
+        distinct={name: torch.from_numpy(values) for name, values in distinct.items()},
+        place={name: torch.from_numpy(values) for name, values in place.items()},
     )
 
 

@@ -106,8 +106,8 @@ def _earlier(off_R1: np.ndarray, time_T: np.ndarray, user_B: np.ndarray, time_B:
 def balanced_share(length_B: np.ndarray, request_B: np.ndarray, rank: int, world_size: int) -> np.ndarray:
     """Places in a global batch that one process works on.
 
-    Requests, the longest first, are dealt out there and back over the processes, which get the same number of requests (one
-    more or less) and nearly the same number of events.
+    Requests, the longest first, are dealt out there and back over the processes, which get the same number of requests
+    (one more or less) and nearly the same number of events.
 
     Args:
         length_B: events of each sample's history.

@@ -96,8 +96,7 @@ class IdMap(nn.Module):
 
     def observe(self, ids_N: Tensor) -> None:
         """Take note of the ids of a training step, none included."""
-        ids = torch.unique(ids_N)
-        self.seen.append(torch.stack([ids, torch.full_like(ids, self.steps)], dim=1))
+        self.seen.append(torch.stack([ids_N, torch.full_like(ids_N, self.steps)], dim=1))
         self.steps += 1
 
     @property

@@ -1,7 +1,8 @@
 """``laser plan``: what each process of a cluster would hold and exchange, without training and without the cluster.
 
 An estimate by counting: every look-up is counted, though a process looks up and exchanges each id of its share once
-(``Cluster.distinct`` is for that), every history as its own, and of the bytes only those of the tables. Not modelled: skew of ids over rows, latency, overlap with the dense part.
+(``Cluster.distinct`` is for that), every history as its own, and of the bytes only those of the tables. Not modelled:
+skew of ids over rows, latency, overlap with the dense part.
 
 For N processes and n ids of a table in a step (all processes together), width W, rows handed on in float32:
 
