@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
@@ -87,7 +88,11 @@ def test_every_process_tells_how_it_fared(runs):
     )
     for rank in ranks:
         assert 0 < rank["waiting_milliseconds"] < rank["milliseconds"]
+        assert 0 < rank["look_up_milliseconds"] < rank["milliseconds"]
         assert rank["peak_memory_bytes"] > 1e8
+    for number, rank in enumerate(ranks):
+        *_, last = csv.DictReader((runs / "two" / "ranks" / f"{number}.csv").open())
+        assert float(last["samples"]) == pytest.approx(rank["samples"], rel=1e-4)
 
 
 @pytest.mark.parametrize("rank", [0, 1])

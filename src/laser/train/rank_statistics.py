@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import resource
 import time
 from typing import Any
@@ -13,14 +14,17 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from laser.batch import Batch
 from laser.train.callbacks import run_folder, write_json
 from laser.train.loggers import CSVLog
+from laser.train.look_up_time import LookUpTime
 
 
 class RankStatistics(Callback):
-    """Writes ``ranks.json``, and tells loggers other than the CSV file, which must not depend on time, as ``rank/*``.
+    """Writes ``ranks.json`` at the end, and meanwhile, every ``log_every_n_steps``, a row of ``ranks/RANK.csv``.
 
-    Of each process, over its training steps without the first five and without validation: ``samples``, ``events`` and
+    Loggers other than ``metrics.csv``, which must not depend on time, get rank 0's row as ``rank/*``. Of each process,
+    over its training steps without the first five and without validation: ``samples``, ``events`` and
     ``milliseconds`` of a step, ``waiting_milliseconds`` between the end of a step and the beginning of the next (for
-    data, logging and checkpoints), ``saving_seconds`` of the whole run, and the largest memory that was in use.
+    data, logging and checkpoints), ``look_up_milliseconds`` of the forward look-ups with their exchange,
+    ``saving_seconds`` of the whole run, and the largest memory that was in use.
     """
 
     skipped_steps = 5
@@ -30,6 +34,11 @@ class RankStatistics(Callback):
         self.strategy: Any = trainer.strategy
         self.steps, self.samples, self.events, self.seconds, self.waited = -self.skipped_steps, 0, 0, 0.0, 0.0
         self.ended: float | None = None
+        embeddings: Any = pl_module.network.embeddings  # type: ignore[union-attr]
+        self.look_up = LookUpTime(embeddings, trainer.strategy.root_device)
+        self.path = run_folder(trainer) / "ranks" / f"{trainer.global_rank}.csv"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.unlink(missing_ok=True)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Count the time since the last step."""
@@ -49,11 +58,21 @@ class RankStatistics(Callback):
         self.samples += len(batch)
         self.events += int(batch.age_T.shape[0])
         if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            # Loggers work on rank 0 only: its own figures, while those of all are gathered at the end.
-            for logger in trainer.loggers:
-                if not isinstance(logger, CSVLog):
-                    values = {f"rank/{name}": value for name, value in self.figures().items()}
-                    logger.log_metrics(values, step=trainer.global_step)
+            self._tell(trainer)
+
+    def _tell(self, trainer: Trainer) -> None:
+        """A row of this process's own file, for it costs the others nothing; loggers work on rank 0 only."""
+        figures = self.figures()
+        new = not self.path.exists()
+        with self.path.open("a", newline="") as file:
+            rows = csv.DictWriter(file, ["step", *figures])
+            if new:
+                rows.writeheader()
+            rows.writerow({"step": trainer.global_step, **{name: f"{value:.6g}" for name, value in figures.items()}})
+        for logger in trainer.loggers:
+            if not isinstance(logger, CSVLog):
+                values = {f"rank/{name}": value for name, value in figures.items()}
+                logger.log_metrics(values, step=trainer.global_step)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Validation is not training."""
@@ -61,6 +80,7 @@ class RankStatistics(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gather the figures of all processes and write the file."""
+        self.look_up.end()
         ranks: list[Any] = [None] * trainer.world_size
         dist.all_gather_object(ranks, self.figures())
         if trainer.is_global_zero:
@@ -75,6 +95,7 @@ class RankStatistics(Callback):
             "events": self.events / steps,
             "milliseconds": 1000 * self.seconds / steps,
             "waiting_milliseconds": 1000 * self.waited / steps,
+            "look_up_milliseconds": self.look_up.milliseconds,
             "saving_seconds": self.strategy.saving_seconds,
             "peak_memory_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
         }
