@@ -72,6 +72,22 @@ def test_what_does_not_fit_is_named(path, facts, live, words):
     assert all(torch.equal(live[name], before[name]) for name in live)
 
 
+def test_managed_ids_that_one_side_lacks_are_named(path, tmp_path):
+    name = "model.managed_ids.item.map.ids"
+    save(tmp_path / "b.ckpt", tensors(1.0) | {name: torch.zeros(3)}, {}, FACTS)
+    with pytest.raises(ValueError, match=r"managed ids in the tables \['item'\], this run in \[\]; give .*managed_ids"):
+        load(tmp_path / "b.ckpt", tensors(0.0), FACTS, training=False)
+    with pytest.raises(ValueError, match=r"managed ids in the tables \[\], this run in \['item'\]"):
+        load(path, tensors(0.0) | {name: torch.zeros(3)}, FACTS, training=False)
+
+
+def test_half_precision_is_read_into_float32(tmp_path, group_of_one):
+    save(tmp_path / "a.ckpt", {"model.w": torch.full((4, 3), 1.5, dtype=torch.float16)}, {}, FACTS)
+    live = {"model.w": torch.zeros(4, 3)}
+    load(tmp_path / "a.ckpt", live, FACTS, training=False)
+    assert live["model.w"].unique().tolist() == [1.5]
+
+
 def test_no_checkpoint_and_another_format_are_named(path, tmp_path):
     with pytest.raises(ValueError, match="no checkpoint at"):
         read_facts(tmp_path)

@@ -47,6 +47,8 @@ from laser.train.sharding import sharded_collections
 
 FORMAT = 2
 FACTS, TRAINER = "facts.json", "trainer.pt"
+MANAGED = "model.managed_ids."
+"""Beginning of names of the maps from ids to rows; the table follows."""
 
 
 def live_tensors(model: nn.Module, optimizer: SparseDenseOptimizer | None) -> dict[str, Any]:
@@ -233,6 +235,13 @@ def _check_facts(path: Path, facts: dict[str, Any], training: bool) -> None:
 
 def _check_shapes(path: Path, wanted: dict[str, Any], index: Metadata) -> None:
     saved = index.state_dict_metadata
+    there, here = (sorted({n.split(".")[2] for n in names if n.startswith(MANAGED)}) for names in (saved, wanted))
+    if there != here:
+        raise ValueError(
+            f"checkpoint {path} has managed ids in the tables {there}, this run in {here}; give "
+            "trainer.strategy.init_args.managed_ids as it was trained with (only laser fit, validate, test and predict "
+            "can use such checkpoints)"
+        )
     for name, tensor in wanted.items():
         if name not in saved:
             raise ValueError(
