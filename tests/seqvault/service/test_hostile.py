@@ -253,6 +253,21 @@ def test_a_lost_append_is_not_repeated_where_it_could_be_stored_twice(path: Path
             remote.read([1])
 
 
+def test_what_a_caller_has_given_up_is_not_done(path: Path, start: Start) -> None:
+    SeqVault.create(path, [Field("time", "int64")]).close()
+    served = start(path)
+    with served.connect(timeout=0.5) as hasty, served.connect() as patient:
+        assert hasty.append([1], {"time": [1]}) == 1
+        served.process.send_signal(signal.SIGSTOP)
+        try:
+            with pytest.raises(TimeoutError, match=r"no answer within 0.5 s"):
+                hasty.append([1], {"time": [2]})
+        finally:
+            served.process.send_signal(signal.SIGCONT)
+        assert patient.append([1], {"time": [3]}) == 1
+        assert patient.read([1])["time"].tolist() == [1, 3]
+
+
 def test_a_stopping_service_finishes_what_runs(filled: Path, start: Start) -> None:
     served = start(filled, "--drain_seconds", 20)
     outcomes: list[str] = []

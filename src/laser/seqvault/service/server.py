@@ -192,6 +192,8 @@ class VaultServer(flight.FlightServerBase):
             if self.stopping:
                 raise Busy("the service is stopping; try another, or later")
             with self._gate.entered():
+                if context.is_cancelled():
+                    raise Busy("the caller has given up")
                 yield call
         except Busy as error:
             status = "busy"
