@@ -38,7 +38,7 @@ class RemoteVault:
         client: certificate and key, PEM, where the service wants to see one.
         timeout: seconds that a call may take, repetitions included.
         zstd: ``True`` compresses requests and answers: worth it where the network gives a caller less than about
-            300 MB/s (docs/vault_service.md).
+            100 MB/s (docs/vault_service.md).
 
     Raises:
         ValueError: when the location is none, or the token cannot be sent.
