@@ -38,12 +38,16 @@ class Drawing:
             self.figure = Figure(figsize=(5.4, 3.8 * panels), layout="constrained")
             self.axes: list[Axes] = list(np.atleast_1d(self.figure.subplots(panels, 1)))  # pyrefly: ignore
 
-    def address(self) -> str:
-        """The drawing as ``data:image/svg+xml;base64,…``; the same drawing gives the same bytes."""
+    def svg(self) -> bytes:
+        """The drawing as an SVG file; the same drawing gives the same bytes."""
         buffer = io.BytesIO()
         with mpl.rc_context(SETTINGS):
             FigureCanvasSVG(self.figure).print_svg(buffer, metadata={"Date": None, "Creator": None})
-        return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
+        return buffer.getvalue()
+
+    def address(self) -> str:
+        """The drawing as ``data:image/svg+xml;base64,…``."""
+        return "data:image/svg+xml;base64," + base64.b64encode(self.svg()).decode()
 
 
 def look(index: int) -> dict[str, Any]:

@@ -9,7 +9,9 @@ from pathlib import Path
 
 from laser.data.fingerprint import fingerprint
 from laser.study.design import Study, read_study
+from laser.study.page import write_study
 from laser.study.progress import UNKNOWN, Plan
+from laser.study.results import collect
 from laser.study.runner import Limits, Runner, Stopped, duration
 from laser.study.runs import data_path, make_run
 from laser.study.slots import gpu_names
@@ -39,7 +41,9 @@ def main(arguments: list[str]) -> int:
     store = Store(options.out)
     with store.locked():
         plans = make_plans(studies, store)
-        code = report_progress(plans, store, limits)
+        code = 0 if options.report else report_progress(plans, store, limits, not options.no_costs)
+        for plan in plans:
+            say(str(write_study(collect(plan))))
         if options.pack is not None:
             print(f"{options.pack}: {store.pack(options.pack) / 2**20:.1f} MiB", flush=True)
     return code
@@ -57,6 +61,8 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--jobs", type=int, default=1, help="runs at once")
     found.add_argument("--gpus", help="2: spread runs over the first two GPUs; 0,3: over these")
     found.add_argument("--minutes", type=float, help="start no run that would not end in this time")
+    found.add_argument("--report", action="store_true", help="run nothing, write the reports of what is there")
+    found.add_argument("--no-costs", action="store_true", help="do not measure speed, memory and latency at the end")
     found.add_argument("--pack", type=Path, help="write all results but checkpoints into this .tar.xz at the end")
     found.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="an option of laser fit for all runs"
@@ -86,14 +92,23 @@ def make_plans(studies: list[Study], store: Store) -> list[Plan]:
     return plans
 
 
-def report_progress(plans: list[Plan], store: Store, limits: Limits) -> int:
+def say(text: str) -> None:
+    """Tell a person."""
+    print(text, flush=True)
+
+
+def report_progress(plans: list[Plan], store: Store, limits: Limits, costs: bool) -> int:
     """Run, and say what came of it."""
     done, total = sum(plan.done() for plan in plans), sum(plan.total for plan in plans)
     limit = "" if limits.seconds == UNKNOWN else f", for at most {duration(limits.seconds)}"
     print(f"laser study: {done} of {total} runs are done; {limits.jobs} at once{limit}", flush=True)
     code = 0
     try:
-        complete = Runner(plans, store, limits, lambda text: print(text, flush=True)).run()
+        complete = Runner(plans, store, limits, say).run()
+        if complete and costs:
+            say("laser study: measuring costs, one run a GPU at a time")
+            alone = replace(limits, jobs=max(1, len(limits.gpus)))
+            complete = Runner(plans, store, alone, say, costs=True).run()
         if not complete:
             print("laser study: out of time; the same command goes on", flush=True)
     except Stopped as signal_name:

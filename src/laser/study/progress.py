@@ -10,8 +10,11 @@ from typing import Any
 from laser.study.design import Study
 from laser.study.runs import Run, make_run
 from laser.study.store import Store
+from laser.study.worker import Purpose
 
 UNKNOWN = float("inf")
+COSTS = "costs."
+"""Begins the key of a measurement; the rest is that of the run."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,7 @@ class Step:
 
     run: Run
     key: str
-    test: bool
+    purpose: Purpose
 
 
 @dataclass
@@ -45,19 +48,19 @@ class Plan:
         found = self.records.get(step.key) or self.store.record(step.key)
         if found is not None:
             self.records[step.key] = found
-        return found if found is not None and (found["tested"] or not step.test) else None
+        return None if found is None or (step.purpose == "final" and not found["tested"]) else found
 
-    def step(self, model: str, setting: str, trial: int, seed: int, test: bool) -> Step:
+    def step(self, model: str, setting: str, trial: int, seed: int, purpose: Purpose) -> Step:
         """The step for these choices."""
         run = make_run(self.study, model, setting, trial, seed)
-        return Step(run, run.key(self.data), test)
+        return Step(run, (COSTS if purpose == "costs" else "") + run.key(self.data), purpose)
 
     def tuning(self, model: str, setting: str) -> list[list[Step]]:
         """Steps that choose a trial, by trial and tuning seed; none when there is nothing to choose."""
         trials = range(len(self.study.models[model].trials))
         if len(trials) == 1 or self.study.tuning_setting not in ("", setting):
             return []
-        return [[self.step(model, setting, t, seed, False) for seed in self.study.tuning_seeds] for t in trials]
+        return [[self.step(model, setting, t, seed, "tuning") for seed in self.study.tuning_seeds] for t in trials]
 
     def choice(self, model: str, setting: str) -> int | None:
         """The trial with the best mean validation AUC over the tuning seeds; None while some are due.
@@ -84,7 +87,14 @@ class Plan:
         trial = self.choice(model, setting)
         if trial is None or trial < 0:
             return []
-        return [self.step(model, setting, trial, seed, True) for seed in self.study.seeds]
+        return [self.step(model, setting, trial, seed, "final") for seed in self.study.seeds]
+
+    def costs(self) -> list[Step]:
+        """Steps that measure what each model of which all seeds are done costs."""
+        chosen = [
+            steps[0].run for pair in self.study.pairs if (steps := self.final(*pair)) and all(map(self.record, steps))
+        ]
+        return [self.step(run.model, run.setting, run.trial, run.seed, "costs") for run in chosen]
 
     def steps(self) -> list[Step]:
         """All steps that are known: tuning first, so that all models' trials are chosen early."""
@@ -94,9 +104,10 @@ class Plan:
         # Seed by seed, so that a study that is stopped early has compared all models on the same seeds.
         return tuning + [steps[index] for index in seeds for steps in finals if steps]
 
-    def due(self) -> list[Step]:
-        """Steps that are known and neither done nor failed."""
-        return [step for step in self.steps() if step.key not in self.failed and self.record(step) is None]
+    def due(self, costs: bool = False) -> list[Step]:
+        """Steps that are known and neither done nor failed: runs, or measurements of costs."""
+        steps = self.costs() if costs else self.steps()
+        return [step for step in steps if step.key not in self.failed and self.record(step) is None]
 
     @property
     def total(self) -> int:
@@ -118,7 +129,7 @@ class Durations:
 
     def __init__(self, plans: list[Plan]) -> None:
         self.plans = plans
-        self.seen: dict[tuple[str, str], list[float]] = {}
+        self.seen: dict[tuple[str, str, bool], list[float]] = {}
         for plan in plans:
             for step in plan.steps():
                 if record := plan.record(step):
@@ -126,10 +137,14 @@ class Durations:
 
     def add(self, step: Step, seconds: float) -> None:
         """Learn from a finished run."""
-        self.seen.setdefault((step.run.model, step.run.setting), []).append(seconds)
+        self.seen.setdefault(_kind(step), []).append(seconds)
 
     def expected(self, step: Step) -> float:
         """Of one run; infinite when nothing is known."""
-        own = self.seen.get((step.run.model, step.run.setting))
+        own = self.seen.get(_kind(step))
         every = [seconds for known in self.seen.values() for seconds in known]
         return max(own or every or [UNKNOWN])
+
+
+def _kind(step: Step) -> tuple[str, str, bool]:
+    return step.run.model, step.run.setting, step.purpose == "costs"

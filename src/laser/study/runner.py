@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from laser.study.worker import Task
 POLL_SECONDS = 0.1
 MARGIN = 1.2
 """A run is started when this many times its expected duration is left."""
+ERROR = re.compile(r"(\[rank\d+\]: )?[\w.]+(Error|Exception)\b.*")
 
 
 class Stopped(Exception):
@@ -50,10 +52,13 @@ class Runner:
         store: where results go.
         limits: of this call.
         say: what tells a person of the progress.
+        costs: measure costs instead of training.
     """
 
-    def __init__(self, plans: list[Plan], store: Store, limits: Limits, say: Callable[[str], None]) -> None:
-        self.plans, self.store, self.limits, self.say = plans, store, limits, say
+    def __init__(
+        self, plans: list[Plan], store: Store, limits: Limits, say: Callable[[str], None], costs: bool = False
+    ) -> None:
+        self.plans, self.store, self.limits, self.say, self.costs = plans, store, limits, say, costs
         self.slots = Slots(limits.jobs, limits.gpus)
         self.durations = Durations(plans)
         self.steps: dict[str, Step] = {}
@@ -78,14 +83,14 @@ class Runner:
                     time.sleep(POLL_SECONDS)
             finally:
                 self.slots.stop()
-        return not any(plan.due() for plan in self.plans)
+        return not any(plan.due(self.costs) for plan in self.plans)
 
     def _start_some(self) -> bool:
         """Start what there is room and time for; False when nothing was started."""
         started = False
         waiting = set(self.slots.going)
         for plan in self.plans:
-            for step in plan.due() if self.slots.free else []:
+            for step in plan.due(self.costs) if self.slots.free else []:
                 if step.key in waiting or not self.slots.free or not self._in_time(step):
                     continue
                 self._start(plan, step)
@@ -106,8 +111,8 @@ class Runner:
             "data": plan.data,
             "jobs": self.limits.jobs,
         }
-        task = Task(step.run.arguments(), str(self.store.work(step.key)), step.test, os.getpid(), facts)
-        names = {"WANDB_RUN_GROUP": plan.study.name, "WANDB_JOB_TYPE": "final" if step.test else "tuning"}
+        task = Task(step.run.arguments(), str(self.store.work(step.key)), step.purpose, os.getpid(), facts)
+        names = {"WANDB_RUN_GROUP": plan.study.name, "WANDB_JOB_TYPE": step.purpose}
         self.slots.start(step.key, task, names)
         self.steps[step.key] = step
 
@@ -128,13 +133,16 @@ class Runner:
         self.say(f"{self._counts()} {step.run}: FAILED with exit code {code}: {last_line(work / 'log.txt')}")
 
     def _counts(self) -> str:
+        if self.costs:
+            steps = [(plan, step) for plan in self.plans for step in plan.costs()]
+            return f"[{sum(plan.record(step) is not None for plan, step in steps)}/{len(steps)}]"
         done, total = sum(plan.done() for plan in self.plans), sum(plan.total for plan in self.plans)
         return f"[{done}/{total}]"
 
     def _left(self) -> str:
         """Time that the rest will take with as many runs at once as now."""
-        due = [step for plan in self.plans for step in plan.due()]
-        unknown = sum(plan.total - plan.done() - len(plan.due()) for plan in self.plans)
+        due = [step for plan in self.plans for step in plan.due(self.costs)]
+        unknown = 0 if self.costs else sum(plan.total - plan.done() - len(plan.due()) for plan in self.plans)
         expected = [self.durations.expected(step) for step in due]
         mean = sum(expected) / len(expected) if expected else 0.0
         gone = sum(going.seconds for going in self.slots.going.values())
@@ -158,7 +166,9 @@ def stopping_on_signals() -> Iterator[None]:
 
 
 def outcome(record: dict[str, Any]) -> str:
-    """The run's validation AUC in words; its test figures are for the report."""
+    """What was found, in words; test figures are for the report."""
+    if costs := record.get("costs"):
+        return f"{costs['samples_per_second']:,.0f} samples/s, {costs['latency_ms']['1']['median']:.2f} ms a request"
     validation = record["validation"]
     return f"validation AUC {validation['auc']:.4f} in epoch {validation['epoch']} of {validation['epochs']}"
 
@@ -171,6 +181,7 @@ def duration(seconds: float) -> str:
 
 
 def last_line(log: Path) -> str:
-    """What a failed run said last."""
-    text = log.read_text(errors="replace") if log.exists() else ""
-    return text.strip().rpartition("\n")[2][:300] or "it said nothing"
+    """What a failed run said last, from the line on that names an error."""
+    lines = (log.read_text(errors="replace") if log.exists() else "").strip().splitlines()
+    errors = [line for line in lines if ERROR.match(line)]
+    return (errors or lines or ["it said nothing"])[-1][:300]

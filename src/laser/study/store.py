@@ -15,6 +15,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import math
 import os
 import shutil
 import tarfile
@@ -28,8 +29,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 SMALL = ("config.yaml", "metrics.csv", "metrics.json", "throughput.json", "ranks.json", "gates.json", "log.txt")
-LOGIT_STEPS = 256
-"""Logits are kept as whole multiples of 1/256: two bytes before compression. Areas change by less than 1e-6."""
+LEVELS = 200
+"""Logits are kept as multiples of a step of which at least so many make a standard deviation: about 10 bits a row. Two
+rows change places only within a step, so an AUC changes by some 1e-6; ``metrics.json`` has the exact ones."""
 LOG_BYTES = 20_000
 """How much of a log's end is kept."""
 
@@ -62,6 +64,10 @@ class Store:
         except (json.JSONDecodeError, UnicodeDecodeError):
             raise ValueError(f"{file} is not JSON; remove its folder to run it again") from None
 
+    def metrics(self, key: str) -> dict[str, Any]:
+        """``metrics.json`` of a tested run."""
+        return json.loads((self.path / "runs" / key / "metrics.json").read_text())
+
     def keep(self, key: str) -> dict[str, Any]:
         """Copy the small files of a run that has ended well; its record appears at once or not at all."""
         work, final = self.work(key), self.path / "runs" / key
@@ -72,19 +78,24 @@ class Store:
             if (work / name).exists():
                 _copy(work / name, partial / name)
         record = json.loads((work / "record.json").read_text())
-        # What chose the trial stays, also when the run is made again on another machine: or the choice might change.
-        earlier = self.record(key) or record
-        record["first_validation"] = earlier.get("first_validation", earlier["validation"])
-        if record["tested"]:
-            record["rows"] = self._keep_predictions(work / "predictions" / "test.parquet", partial / "logits.parquet")
+        if "costs" not in record:
+            self._keep_run(key, record, partial)
         (partial / "record.json").write_text(json.dumps(record, indent=1) + "\n")
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
         shutil.rmtree(self.path / "failed" / key, ignore_errors=True)
-        if record["tested"]:
+        if record.get("tested"):
             shutil.rmtree(work / "checkpoints", ignore_errors=True)
             shutil.rmtree(work / "predictions", ignore_errors=True)
         return record
+
+    def _keep_run(self, key: str, record: dict[str, Any], partial: Path) -> None:
+        # What chose the trial stays, also when the run is made again on another machine: or the choice might change.
+        earlier = self.record(key) or record
+        record["first_validation"] = earlier.get("first_validation", earlier["validation"])
+        if record["tested"]:
+            predictions = self.work(key) / "predictions" / "test.parquet"
+            record |= self._keep_predictions(predictions, partial / "logits.parquet")
 
     def keep_failure(self, key: str, facts: dict[str, Any]) -> None:
         """Keep the log of a run that failed."""
@@ -105,14 +116,16 @@ class Store:
         except (FileNotFoundError, KeyError):
             raise ValueError(f"the predictions of {key} are not in {self.path}; remove its folder in runs/") from None
         columns = {name: rows[name].to_numpy() for name in rows.column_names}
-        logit_N = logits["logit_256"].to_numpy() / LOGIT_STEPS
+        logit_N = logits["steps"].to_numpy() * record["logit_step"]
         return columns | {"probability": 1 / (1 + np.exp(-logit_N))}
 
-    def _keep_predictions(self, source: Path, target: Path) -> str:
+    def _keep_predictions(self, source: Path, target: Path) -> dict[str, Any]:
         table = pq.read_table(source)
         probability_N = table["probability"].to_numpy().astype(np.float64).clip(1e-12, 1 - 1e-12)
-        rounded_N = np.rint(np.log(probability_N / (1 - probability_N)) * LOGIT_STEPS).astype(np.int16)
-        pq.write_table(pa.table({"logit_256": rounded_N}), target, compression="zstd", compression_level=19)
+        logit_N = np.log(probability_N / (1 - probability_N))
+        step = 2.0 ** math.floor(math.log2(max(float(logit_N.std()), 1e-6) / LEVELS))
+        steps_N = np.rint(logit_N / step).clip(-(2**15), 2**15 - 1).astype(np.int16)
+        pq.write_table(pa.table({"steps": steps_N}), target, compression="zstd", compression_level=19)
         columns = {name: table[name].to_numpy() for name in ("row", "user", "label", "history_length")}
         digest = hashlib.sha256(b"".join(np.ascontiguousarray(c).tobytes() for c in columns.values())).hexdigest()[:12]
         rows = self.path / "rows" / f"{digest}.parquet"
@@ -121,7 +134,7 @@ class Store:
             temporary = rows.with_name(f".{digest}.{os.getpid()}")
             pq.write_table(pa.table(columns), temporary, compression="zstd", compression_level=19)
             temporary.replace(rows)
-        return digest
+        return {"rows": digest, "logit_step": step}
 
     def pack(self, target: Path) -> int:
         """Write everything but ``work/`` as a tar file, compressed by xz; returns its bytes."""

@@ -20,11 +20,21 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 PR_SET_PDEATHSIG = 1
 FITTED = "checkpoints/fitted"
 """File that says that training has ended, so that a run broken off later is not trained on."""
+MEASURE = """trainer:
+  max_steps: 50
+  max_epochs: -1
+  limit_val_batches: 0
+  enable_checkpointing: false
+  logger: false
+  callbacks: [{class_path: laser.train.measuring.CostMeasurement}]
+"""
+"""Recipe over that of a run: steps, and nothing beside them."""
+Purpose = Literal["tuning", "final", "costs"]
 QUIET = "--trainer.enable_progress_bar=false"
 
 
@@ -35,14 +45,14 @@ class Task:
     Args:
         arguments: of the run.
         folder: of the run, with checkpoints.
-        test: whether to test after training.
+        purpose: "tuning" trains, "final" trains and tests, "costs" measures and does neither to the end.
         parent: process of the study.
         facts: go into the record as they are.
     """
 
     arguments: list[str]
     folder: str
-    test: bool
+    purpose: Purpose
     parent: int
     facts: dict[str, Any]
 
@@ -51,30 +61,38 @@ def main(path: str) -> int:
     """Do the task; the record is written last."""
     task = Task(**json.loads(Path(path).read_text()))
     die_with(task.parent)
-    from laser.train.command_line import run_training
-
     folder = Path(task.folder)
     arguments = [*task.arguments, f"--trainer.default_root_dir={folder}", QUIET]
+    found = measure(folder, arguments) if task.purpose == "costs" else train(folder, arguments, task.purpose == "final")
+    finished = {"finished": datetime.now(UTC).isoformat(timespec="seconds"), "versions": versions()}
+    write(folder / "record.json", {**task.facts, **found, **finished})
+    return 0
+
+
+def train(folder: Path, arguments: list[str], test: bool) -> dict[str, Any]:
+    """Train, unless that was done, and test if asked to; the best validation, and seconds of both."""
+    from laser.train.command_line import run_training
+
     seconds: dict[str, float] = {}
     if not (folder / FITTED).exists():
         began = time.monotonic()
         run_training(["fit", *arguments, "--ckpt_path=auto"])
-        seconds["fit"] = time.monotonic() - began
+        seconds["fit"] = round(time.monotonic() - began, 1)
         (folder / FITTED).touch()
-    if task.test:
+    if test:
         began = time.monotonic()
         run_training(["test", *arguments])
-        seconds["test"] = time.monotonic() - began
-    record = {
-        **task.facts,
-        "validation": best_validation(folder / "metrics.csv"),
-        "tested": task.test,
-        "seconds": {verb: round(value, 1) for verb, value in seconds.items()},
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": versions(),
-    }
-    write(folder / "record.json", record)
-    return 0
+        seconds["test"] = round(time.monotonic() - began, 1)
+    return {"validation": best_validation(folder / "metrics.csv"), "tested": test, "seconds": seconds}
+
+
+def measure(folder: Path, arguments: list[str]) -> dict[str, Any]:
+    """Train for some steps and measure; what was found."""
+    from laser.train.command_line import run_training
+
+    (folder / "measure.yaml").write_text(MEASURE)
+    run_training(["fit", *arguments, "-c", str(folder / "measure.yaml")])
+    return {"costs": json.loads((folder / "costs.json").read_text())}
 
 
 def die_with(parent: int) -> None:
