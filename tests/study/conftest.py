@@ -29,13 +29,7 @@ TINY = {
         "model.network.init_args.mixer_width": 16,
         "model.warm_up_steps": 2,
         "trainer.max_epochs": 2,
-        "trainer.logger": False,
-        "trainer.callbacks": [
-            {
-                "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
-                "init_args": {"filename": "best", "monitor": "val/auc", "mode": "max", "save_last": True},
-            }
-        ],
+        "trainer.logger": [{"class_path": "laser.train.loggers.CSVLog"}],
     },
 }
 
@@ -43,32 +37,44 @@ TINY = {
 @pytest.fixture(scope="session")
 def tiny(prepared: Path) -> dict:
     """Content of the study's file, to be changed by a copy."""
-    logger = [{"class_path": "laser.train.loggers.CSVLog"}]
-    return {**TINY, "options": {**TINY["options"], "trainer.logger": logger, "data.path": str(prepared)}}
-
-
-def write_study(folder: Path, content: dict) -> Path:
-    """Write a study's file."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{content['name']}.yaml"
-    path.write_text(yaml.safe_dump(content, sort_keys=False))
-    return path
-
-
-def command(*arguments: str | Path) -> tuple[list[str], dict[str, str]]:
-    """Command line and environment of ``laser study``."""
-    launch = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "LASER_SAID", "PL_GLOBAL_SEED")
-    kept = {name: value for name, value in os.environ.items() if name not in launch}
-    environment = kept | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    return [sys.executable, "-m", "laser.cli", "study", *map(str, arguments)], environment
+    return {**TINY, "options": {**TINY["options"], "data.path": str(prepared)}}
 
 
 @pytest.fixture(scope="session")
-def study():
-    """``study(*arguments) -> CompletedProcess`` of ``laser study``, from the repository's root."""
+def write_study():
+    """``write_study(folder, content) -> Path`` of the file."""
 
-    def run(*arguments: str | Path, timeout: float = 250) -> subprocess.CompletedProcess:
-        line, environment = command(*arguments)
-        return subprocess.run(line, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=timeout)
+    def write(folder: Path, content: dict) -> Path:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{content['name']}.yaml"
+        path.write_text(yaml.safe_dump(content, sort_keys=False))
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def start():
+    """``start(*arguments) -> Popen`` of ``laser study``, from the repository's root."""
+
+    def run(*arguments: str | Path) -> subprocess.Popen:
+        launch = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "LASER_SAID", "PL_GLOBAL_SEED")
+        kept = {name: value for name, value in os.environ.items() if name not in launch}
+        environment = kept | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+        line = [sys.executable, "-m", "laser.cli", "study", *map(str, arguments)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen(line, env=environment, cwd=ROOT, **pipes)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def study(start):
+    """``study(*arguments) -> (exit code, stdout, stderr)``."""
+
+    def run(*arguments: str | Path) -> tuple[int, str, str]:
+        process = start(*arguments)
+        out, err = process.communicate(timeout=250)
+        return process.returncode, out, err
 
     return run

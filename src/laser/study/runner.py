@@ -183,5 +183,5 @@ def duration(seconds: float) -> str:
 def last_line(log: Path) -> str:
     """What a failed run said last, from the line on that names an error."""
     lines = (log.read_text(errors="replace") if log.exists() else "").strip().splitlines()
-    errors = [line for line in lines if ERROR.match(line)]
-    return (errors or lines or ["it said nothing"])[-1][:300]
+    begins = [index for index, line in enumerate(lines) if ERROR.match(line)] or [max(0, len(lines) - 1)]
+    return " ".join(" ".join(lines[begins[-1] :]).split())[:300] or "it said nothing"
