@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,7 @@ def test_studies_of_the_project_can_be_read(path, monkeypatch):
         ({"models": {"laser": {"trials": [{}, {}]}, "din": {}}}, ["same number of trials", "laser 2", "din 1"]),
         ({"tuning": {"trials": []}}, ["tuning.trials", "list"]),
         ({"tuning": {"setting": "L5"}}, ["tuning.setting", "'L5'", "default"]),
+        ({"tuning": {"model": "lazer"}}, ["tuning.model", "'lazer'", "laser, din"]),
         ({"settings": {"x": {"value": "long"}}}, ["settings.x.value", "'long'", "number"]),
         ({"options": {1: 2}}, ["option 1"]),
     ],
@@ -156,6 +158,16 @@ def test_the_trial_with_the_best_mean_validation_is_run_with_the_seeds(tuned):
     assert sorted((step.run.setting, step.run.seed) for step in final) == [
         ("long", 0), ("long", 1), ("short", 0), ("short", 1),
     ]  # fmt: skip
+
+
+def test_one_model_may_be_tuned_for_all(tuned):
+    plan = Plan(replace(tuned.study, tuning_model="laser"), tuned.store, "data")
+    assert plan.total == 4 + 8
+    assert {step.run.model for step in plan.due()} == {"laser"}
+    for trial, steps in enumerate(plan.tuning("laser", "long")):
+        for step in steps:
+            record(plan.store, plan, step, 0.7 + 0.1 * trial)
+    assert {(step.run.model, step.run.trial) for step in plan.due()} == {("laser", 1), ("din", 1)}
 
 
 def test_a_failed_trial_is_not_chosen(tuned):

@@ -48,6 +48,7 @@ class Study:
         seeds: of the runs that are reported.
         tuning_seeds: of the runs that choose among trials.
         tuning_setting: the setting whose best trial is taken for all; empty: every setting is tuned on its own.
+        tuning_model: the model whose best trial is taken for all, as for ablations; empty: every model is tuned.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Study:
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     tuning_seeds: tuple[int, ...] = (0,)
     tuning_setting: str = ""
+    tuning_model: str = ""
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
@@ -95,7 +97,7 @@ class _Reader:
         for key in ("recipes", "models"):
             if not content.get(key):
                 raise ValueError(f"{self.path} has no {key}; give at least one")
-        tuning = self._mapping(content.get("tuning") or {}, "tuning", ("seeds", "trials", "setting"))
+        tuning = self._mapping(content.get("tuning") or {}, "tuning", ("seeds", "trials", "setting", "model"))
         shared = self._trials(tuning.get("trials"), "tuning.trials")
         models = {
             name: self._model(model, name, shared) for name, model in self._named(content["models"], "models").items()
@@ -115,6 +117,7 @@ class _Reader:
             seeds=self._seeds(content.get("seeds", (0, 1, 2, 3, 4)), "seeds"),
             tuning_seeds=self._seeds(tuning.get("seeds", (0,)), "tuning.seeds"),
             tuning_setting=str(tuning.get("setting") or ""),
+            tuning_model=str(tuning.get("model") or ""),
         )
         self._check(study)
         return study
@@ -124,6 +127,8 @@ class _Reader:
             raise self._unknown("subject", study.subject, study.models)
         if study.tuning_setting and study.tuning_setting not in study.settings:
             raise self._unknown("tuning.setting", study.tuning_setting, study.settings)
+        if study.tuning_model and study.tuning_model not in study.models:
+            raise self._unknown("tuning.model", study.tuning_model, study.models)
         budgets = {name: len(model.trials) for name, model in study.models.items()}
         if len(set(budgets.values())) > 1:
             listed = ", ".join(f"{name} {number}" for name, number in budgets.items())

@@ -58,7 +58,8 @@ class Plan:
     def tuning(self, model: str, setting: str) -> list[list[Step]]:
         """Steps that choose a trial, by trial and tuning seed; none when there is nothing to choose."""
         trials = range(len(self.study.models[model].trials))
-        if len(trials) == 1 or self.study.tuning_setting not in ("", setting):
+        taken_over = self.study.tuning_setting not in ("", setting) or self.study.tuning_model not in ("", model)
+        if len(trials) == 1 or taken_over:
             return []
         return [[self.step(model, setting, t, seed, "tuning") for seed in self.study.tuning_seeds] for t in trials]
 
@@ -69,7 +70,7 @@ class Plan:
         """
         if len(self.study.models[model].trials) == 1:
             return 0
-        by_trial = self.tuning(model, self.study.tuning_setting or setting)
+        by_trial = self.tuning(self.study.tuning_model or model, self.study.tuning_setting or setting)
         if any(self.record(step) is None and step.key not in self.failed for steps in by_trial for step in steps):
             return None
         means = [self.mean_validation(steps) for steps in by_trial]
