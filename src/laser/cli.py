@@ -101,6 +101,9 @@ def _report(rest: list[str]) -> int:
     from laser.report import write_report
 
     print(write_report(run))
+    from laser.report.tracking import hand_over
+
+    hand_over(run)
     return 0
 
 

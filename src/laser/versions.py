@@ -5,7 +5,10 @@ Their wheels name each other without versions, so an installer happily combines 
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 TRIPLES = {"2.13": ("1.8", "1.8"), "2.12": ("1.7", "1.7"), "2.11": ("1.6", "1.6")}
 """torch -> (torchrec, fbgemm-gpu), each as major.minor."""
@@ -52,3 +55,26 @@ def check_triple() -> None:
     """
     if problem := triple_problem():
         raise ImportError(problem)
+
+
+def code_versions() -> dict[str, str | None]:
+    """Of this project, its commit if it runs from a repository, and of what figures depend on."""
+    names = ("laser-ctr", "torch", "torchrec", "lightning", "numpy")
+    found = {name: installed(name) for name in names}
+    return {**found, "python": ".".join(map(str, sys.version_info[:3])), "commit": commit()}
+
+
+def commit() -> str | None:
+    """Commit that the code was run from, with ``+`` when files were changed since; None outside of a repository."""
+    here = Path(__file__).parent
+    commands = (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+    try:
+        head, changes = (
+            subprocess.run(
+                ["git", "-C", str(here), *one], capture_output=True, text=True, check=True, timeout=20
+            ).stdout
+            for one in commands
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return head.strip() + ("+" if changes.strip() else "")

@@ -73,8 +73,12 @@ def study(start):
     """``study(*arguments) -> (exit code, stdout, stderr)``."""
 
     def run(*arguments: str | Path) -> tuple[int, str, str]:
-        process = start(*arguments)
-        out, err = process.communicate(timeout=250)
+        with start(*arguments) as process:
+            try:
+                out, err = process.communicate(timeout=300)
+            except subprocess.TimeoutExpired:
+                process.kill()  # its workers end with it
+                raise
         return process.returncode, out, err
 
     return run

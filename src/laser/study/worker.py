@@ -13,14 +13,14 @@ import json
 import math
 import os
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
+
+from laser.versions import code_versions
 
 PR_SET_PDEATHSIG = 1
 FITTED = "checkpoints/fitted"
@@ -64,7 +64,7 @@ def main(path: str) -> int:
     folder = Path(task.folder)
     arguments = [*task.arguments, f"--trainer.default_root_dir={folder}", QUIET]
     found = measure(folder, arguments) if task.purpose == "costs" else train(folder, arguments, task.purpose == "final")
-    finished = {"finished": datetime.now(UTC).isoformat(timespec="seconds"), "versions": versions()}
+    finished = {"finished": datetime.now(UTC).isoformat(timespec="seconds"), "versions": code_versions()}
     write(folder / "record.json", {**task.facts, **found, **finished})
     return 0
 
@@ -116,30 +116,6 @@ def best_validation(path: Path) -> dict[str, float]:
     best = max(rows, key=lambda row: float(row["val/auc"]))
     metrics = {name.removeprefix("val/"): float(value) for name, value in best.items() if name.startswith("val/")}
     return {**metrics, "epoch": int(best["epoch"]), "epochs": len(rows)}
-
-
-def versions() -> dict[str, Any]:
-    """Of this project, its commit if it runs from a repository, and of what figures depend on."""
-    found: dict[str, Any] = {"python": ".".join(map(str, sys.version_info[:3])), "commit": commit()}
-    for name in ("laser-ctr", "torch", "torchrec", "lightning", "numpy"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = None
-    return found
-
-
-def commit() -> str | None:
-    """Commit that the code was run from, with ``+`` when files were changed since; None outside of a repository."""
-    here = Path(__file__).parent
-    try:
-        said = [
-            subprocess.run(["git", "-C", str(here), *command], capture_output=True, text=True, check=True, timeout=20)
-            for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
-        ]
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return said[0].stdout.strip() + ("+" if said[1].stdout.strip() else "")
 
 
 def write(path: Path, content: dict[str, Any]) -> None:

@@ -26,6 +26,7 @@ from laser.train.profiling import StepProfile
 from laser.train.progress import SamplesProgressBar
 from laser.train.rank_statistics import RankStatistics
 from laser.train.strategy import TorchRecStrategy
+from laser.train.tracking import Tracking
 
 CHECKPOINTS = "checkpoints"
 STRICT = {"exit_on_error": False, "allow_abbrev": False}
@@ -94,6 +95,8 @@ class LaserCLI(LightningCLI):
         callbacks: list[Callback] = [Throughput(), RankStatistics(), PredictionWriter(config.gates), RunRecord()]
         if config.profile and self.subcommand == "fit":
             callbacks.append(StepProfile(config.profile))
+        if self.subcommand == "fit":
+            callbacks.append(Tracking(config.as_dict()))
         if config.trainer.enable_progress_bar is not False:
             callbacks.append(SamplesProgressBar())
         self.trainer_defaults["callbacks"] = callbacks

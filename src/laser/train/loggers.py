@@ -86,21 +86,20 @@ def write_rows(trainer: Trainer) -> None:
     for logger in trainer.loggers:
         logger.save()
 
-    def _check_log_dir_exists(self) -> None:
-        """Nothing to warn of: a run's folder holds more than metrics."""
-
 
 class WandbLog(WandbLogger):
     """Weights & Biases, offline unless told otherwise; never asks.
 
-    When it is told to be online and the server does not answer within half a minute, or there is no key, the run is
-    logged offline.
+    Under ``wandb agent`` it is online, as a sweep needs its server. When it is online and the server does not
+    answer within half a minute, or there is no key, the run is logged offline.
 
     Args:
         project: name of the project.
         name: of the run; ``None``: the name of its folder.
         save_dir: where ``wandb/`` is written; ``None``: the run's folder.
         mode: ``None`` takes WANDB_MODE from the environment, and without it "offline".
+        group: of the run; ``None`` takes WANDB_RUN_GROUP from the environment, as ``laser study`` sets it.
+        system_metrics: log load and memory of processors and GPUs, every 15 seconds.
     """
 
     def __init__(
@@ -109,21 +108,25 @@ class WandbLog(WandbLogger):
         name: str | None = None,
         save_dir: str | None = None,
         mode: Literal["offline", "online", "disabled"] | None = None,
+        group: str | None = None,
+        system_metrics: bool = True,
     ) -> None:
         import wandb
 
-        mode = mode or os.environ.get("WANDB_MODE", "offline")  # type: ignore[assignment]
-        # No console capture, code or git upload, machine statistics: none is needed, all cost time or privacy.
+        unless_told = "online" if os.environ.get("WANDB_SWEEP_ID") else "offline"
+        mode = mode or os.environ.get("WANDB_MODE", unless_told)  # type: ignore[assignment]
+        # No console capture, code or git upload: none is needed, all cost time or privacy.
         settings = wandb.Settings(
             console="off",
             save_code=False,
             disable_git=True,
-            x_disable_stats=True,
+            x_disable_stats=not system_metrics,
             silent=True,
             init_timeout=INIT_SECONDS,
         )
         folder = save_dir or "."
-        super().__init__(project=project, name=name or Path(folder).name, save_dir=folder, mode=mode, settings=settings)
+        names = {"name": name or Path(folder).name, "group": group}
+        super().__init__(project=project, save_dir=folder, mode=mode, settings=settings, **names)  # type: ignore[arg-type]
         self._wandb_init.pop("anonymous", None)  # wandb warns of it even when it is not set
 
     @property
