@@ -41,8 +41,8 @@ def tiny(prepared: Path) -> dict:
 
 
 @pytest.fixture(scope="session")
-def write_study():
-    """``write_study(folder, content) -> Path`` of the file."""
+def write_study_yaml():
+    """``write_study_yaml(folder, content) -> Path`` of the file."""
 
     def write(folder: Path, content: dict) -> Path:
         folder.mkdir(parents=True, exist_ok=True)

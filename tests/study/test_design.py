@@ -50,8 +50,8 @@ def test_studies_of_the_project_can_be_read(path, monkeypatch):
         ({"options": {1: 2}}, ["option 1"]),
     ],
 )
-def test_a_mistake_is_one_sentence(tiny, write_study, tmp_path, capsys, change, words):
-    path = write_study(tmp_path, {**tiny, **change})
+def test_a_mistake_is_one_sentence(tiny, write_study_yaml, tmp_path, capsys, change, words):
+    path = write_study_yaml(tmp_path, {**tiny, **change})
     assert main(["study", str(path), "--out", str(tmp_path / "out")]) == 2
     said = capsys.readouterr().err
     assert [word for word in words if word not in said] == [], said
@@ -69,8 +69,8 @@ def test_a_mistake_is_one_sentence(tiny, write_study, tmp_path, capsys, change, 
         (["FILE", "FILE"], ["same name"]),
     ],
 )
-def test_mistakes_of_the_command_line(tiny, write_study, tmp_path, capsys, arguments, words):
-    path = str(write_study(tmp_path, tiny))
+def test_mistakes_of_the_command_line(tiny, write_study_yaml, tmp_path, capsys, arguments, words):
+    path = str(write_study_yaml(tmp_path, tiny))
     out = ["--out", str(tmp_path / "out")]
     assert main(["study", *(path if word == "FILE" else word for word in arguments), *out]) == 2
     said = capsys.readouterr().err
@@ -85,8 +85,8 @@ def test_other_files_are_refused(tmp_path, capsys, content):
     assert "odd.yaml" in capsys.readouterr().err
 
 
-def test_two_studies_do_not_work_in_one_folder(tiny, write_study, tmp_path, capsys):
-    path = write_study(tmp_path, tiny)
+def test_two_studies_do_not_work_in_one_folder(tiny, write_study_yaml, tmp_path, capsys):
+    path = write_study_yaml(tmp_path, tiny)
     with Store(tmp_path / "out").locked():
         assert main(["study", str(path), "--out", str(tmp_path / "out")]) == 2
     assert "another study works in" in capsys.readouterr().err
@@ -103,11 +103,11 @@ def test_gpus_are_counted_or_named_within_those_that_are_visible(monkeypatch):
         gpu_names("3")
 
 
-def test_a_changed_setting_is_a_new_run_and_a_comment_is_not(tiny, write_study, tmp_path):
+def test_a_changed_setting_is_a_new_run_and_a_comment_is_not(tiny, write_study_yaml, tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("model: {warm_up_steps: 3}")
     content = {**tiny, "recipes": [*tiny["recipes"], str(recipe)]}
-    run = make_run(read_study(write_study(tmp_path, content)), "din", "default", 0, 0)
+    run = make_run(read_study(write_study_yaml(tmp_path, content)), "din", "default", 0, 0)
     key = run.key("data")
     assert key.startswith("din.default.seed0.")
     assert run.key("other data") != key
@@ -117,7 +117,7 @@ def test_a_changed_setting_is_a_new_run_and_a_comment_is_not(tiny, write_study, 
 
         runs._content.cache_clear()
         recipe.write_text(text)
-        study = read_study(write_study(tmp_path, {**content, **changes}))
+        study = read_study(write_study_yaml(tmp_path, {**content, **changes}))
         return make_run(study, "din", "default", 0, 0).key("data")
 
     assert again("# said\nmodel: {warm_up_steps: 3}", name="other") == key
@@ -134,11 +134,11 @@ def record(store: Store, plan: Plan, step, auc: float, tested: bool = False, sec
 
 
 @pytest.fixture
-def tuned(tiny, write_study, tmp_path) -> Plan:
+def tuned(tiny, write_study_yaml, tmp_path) -> Plan:
     trials = [{}, {"options": {"model.dense_optimizer.learning_rate": 0.01}}]
     settings = {"short": {"options": {"data.max_history": 6}}, "long": {"options": {"data.max_history": 12}}}
     content = {**tiny, "settings": settings, "tuning": {"seeds": [7, 8], "trials": trials, "setting": "long"}}
-    return Plan(read_study(write_study(tmp_path, content)), Store(tmp_path / "out"), "data")
+    return Plan(read_study(write_study_yaml(tmp_path, content)), Store(tmp_path / "out"), "data")
 
 
 def test_the_trial_with_the_best_mean_validation_is_run_with_the_seeds(tuned):

@@ -40,10 +40,10 @@ def wait(condition, seconds: float = 200) -> None:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory, tiny, write_study, start, study):
+def finished(tmp_path_factory, tiny, write_study_yaml, start, study):
     """Folder of a study that was killed after its first run; that run's record; the second call's words."""
     root = tmp_path_factory.mktemp("study")
-    out, path = root / "out", write_study(root, tiny)
+    out, path = root / "out", write_study_yaml(root, tiny)
     killed = start(path, "--out", out, "--jobs", "2")
     wait(lambda: list((out / "runs").glob("[a-z]*/record.json")))
     assert workers(out)
@@ -129,12 +129,12 @@ def test_the_packed_results_are_small_and_stand_alone(finished, study, tmp_path)
     assert said.startswith("laser study: 4 of 4 runs are done")
 
 
-def test_a_failed_run_is_told_and_does_not_end_the_study(finished, tiny, write_study, study, tmp_path):
+def test_a_failed_run_is_told_and_does_not_end_the_study(finished, tiny, write_study_yaml, study, tmp_path):
     """The other model's runs are those of the finished study: they are found, not run again."""
     root, _, _ = finished
     broken = {"recipes": tiny["models"]["din"]["recipes"], "options": {"model.network.init_args.breadth": 3}}
     content = {**tiny, "name": "broken", "seeds": [0], "models": {**tiny["models"], "broken": broken}}
-    code, said, errors = study(write_study(tmp_path, content), "--out", root / "out", "--no-costs")
+    code, said, errors = study(write_study_yaml(tmp_path, content), "--out", root / "out", "--no-costs")
     assert code == 1, errors
     assert said.startswith("laser study: 2 of 3 runs are done")
     failed = [line for line in said.splitlines() if "FAILED" in line]

@@ -43,7 +43,7 @@ class Study:
         models: what is compared, by name.
         options: options that all runs share.
         title: headline of the report.
-        subject: the model that is tested against the others; empty: none is.
+        subjects: models that are tested against all others, the baselines; and, if several, against the first of them.
         settings: variants that every model is run with, by name.
         seeds: of the runs that are reported.
         tuning_seeds: of the runs that choose among trials.
@@ -56,7 +56,7 @@ class Study:
     models: dict[str, Variant]
     options: Options = field(default_factory=dict)
     title: str = ""
-    subject: str = ""
+    subjects: tuple[str, ...] = ()
     settings: dict[str, Variant] = field(default_factory=lambda: {"default": Variant()})
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     tuning_seeds: tuple[int, ...] = (0,)
@@ -112,7 +112,7 @@ class _Reader:
             models=models,
             options=self._options(content.get("options"), "options"),
             title=str(content.get("title") or ""),
-            subject=str(content.get("subject") or ""),
+            subjects=self._subjects(content.get("subject") or []),
             settings=settings,
             seeds=self._seeds(content.get("seeds", (0, 1, 2, 3, 4)), "seeds"),
             tuning_seeds=self._seeds(tuning.get("seeds", (0,)), "tuning.seeds"),
@@ -123,8 +123,9 @@ class _Reader:
         return study
 
     def _check(self, study: Study) -> None:
-        if study.subject and study.subject not in study.models:
-            raise self._unknown("subject", study.subject, study.models)
+        for subject in study.subjects:
+            if subject not in study.models:
+                raise self._unknown("subject", subject, study.models)
         if study.tuning_setting and study.tuning_setting not in study.settings:
             raise self._unknown("tuning.setting", study.tuning_setting, study.settings)
         if study.tuning_model and study.tuning_model not in study.models:
@@ -192,6 +193,9 @@ class _Reader:
         if wrong := [name for name in options if not isinstance(name, str)]:
             raise ValueError(f"{where} of {self.path} has the option {wrong[0]!r}, expected a name such as data.path")
         return options
+
+    def _subjects(self, content: Any) -> tuple[str, ...]:
+        return tuple(map(str, content)) if isinstance(content, list) else (str(content),)
 
     def _seeds(self, content: Any, where: str) -> tuple[int, ...]:
         seeds = list(content) if isinstance(content, list | tuple) else []

@@ -19,7 +19,7 @@ from laser.study.verdicts import verdicts
 Table = list[list[str]]
 METHOD = (
     "Means over seeds with 95 % intervals: after ± over seeds (Student's t), in brackets over users (bootstrap, {r} "
-    "draws of users with all their rows, seeds as they are). Differences: the subject minus the other, means over "
+    "draws of users with all their rows, seeds as they are). Differences: the first minus the other, means over "
     "seeds, 95 % interval from drawing users for both and seeds for each; p of the same bootstrap, corrected for the "
     "number of comparisons of a metric by Holm's method; beside it p of a t-test over seeds, paired, not corrected. "
     "The best baseline is the one with the best validation AUC. Trials were chosen by validation AUC; test figures "

@@ -90,7 +90,7 @@ class Results:
         plan: of the study.
         pairs: results by model and setting, in the study's order; those without any finished run are missing.
         groups: first lengths of the groups that occur.
-        comparisons: of the subject with every other model, and of settings with each other.
+        comparisons: of subjects with baselines, and of settings with the first one.
     """
 
     plan: Plan
@@ -99,11 +99,11 @@ class Results:
     comparisons: list[Comparison]
 
     def best_baseline(self, setting: str) -> str | None:
-        """The model other than the subject with the best mean validation AUC: test figures do not choose it."""
+        """The model that is no subject with the best mean validation AUC: test figures do not choose it."""
         means = {
             model: plain.fmean(record["validation"]["auc"] for record in found.records)
             for (model, own), found in self.pairs.items()
-            if own == setting and model != self.plan.study.subject
+            if own == setting and model not in self.plan.study.subjects
         }
         return max(means, key=means.__getitem__) if means else None
 
@@ -174,12 +174,13 @@ def with_nan(test: dict[str, float | None]) -> dict[str, float]:
 
 
 def compare_models(results: Results) -> list[Comparison]:
-    """The subject minus every other model, for every setting: one family for each metric."""
-    subject = results.plan.study.subject
+    """Every subject minus every baseline and minus the first subject, by setting: one family for each metric."""
+    subjects = results.plan.study.subjects
     pairs = [
         ((subject, setting), (model, setting))
+        for subject in subjects
         for model, setting in results.pairs
-        if model != subject and (subject, setting) in results.pairs
+        if (subject, setting) in results.pairs and (model not in subjects or model == subjects[0] != subject)
     ]
     return _family(results, pairs)
 

@@ -2,35 +2,31 @@
 
 from __future__ import annotations
 
+import itertools
+
 from laser.study.plots import label_of
-from laser.study.results import Comparison, Results
+from laser.study.results import Comparison, Pair, Results
 
 
 def verdicts(results: Results) -> list[str]:
-    """Sentences on the subject's AUC, setting by setting, then on settings."""
+    """Sentences on the subjects' AUC, setting by setting, then on settings."""
     study = results.plan.study
     if not results.pairs:
         return ["No run is finished."]
     lines = []
-    for setting in study.settings if study.subject else ():
-        found = [
-            one
-            for one in results.comparisons
-            if one.metric == "auc" and one.one == (study.subject, setting) and one.other[1] == setting
-        ]
+    areas = [one for one in results.comparisons if one.metric == "auc"]
+    for setting, subject in itertools.product(study.settings, study.subjects):
+        found = [one for one in areas if one.one == (subject, setting) and one.other[1] == setting]
         if found:
-            lines += [f"- {sentence}" for sentence in on_models(results, setting, found)]
+            lines += [f"- {sentence}" for sentence in on_models(results, (subject, setting), found)]
     first = next(iter(study.settings))
-    for one in results.comparisons:
-        if one.metric == "auc" and one.other[1] == first and one.one[1] != first:
-            lines.append(f"- {on_pair(results, one)}")
+    lines += [f"- {on_pair(results, one)}" for one in areas if one.other[1] == first and one.one[1] != first]
     return lines or ["Nothing is compared: the study names no subject and has one setting."]
 
 
-def on_models(results: Results, setting: str, found: list[Comparison]) -> list[str]:
-    """The subject against the best baseline, then against all."""
-    subject = label_of(results, (results.plan.study.subject, setting))
-    best = results.best_baseline(setting)
+def on_models(results: Results, pair: Pair, found: list[Comparison]) -> list[str]:
+    """A subject against the best baseline, then against all."""
+    subject, best = label_of(results, pair), results.best_baseline(pair[1])
     against_best = [on_pair(results, one) for one in found if one.other[0] == best]
     better = [label_of(results, one.other) for one in found if one.significant and one.difference.value > 0]
     worse = [label_of(results, one.other) for one in found if one.significant and one.difference.value < 0]
