@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from laser.study.design import read_study
-from laser.study.page import write_study
+from laser.study.page import power_laws, write_study
 from laser.study.progress import Plan
 from laser.study.results import Results, collect
 from laser.study.store import Store
@@ -84,7 +84,10 @@ def test_the_report_says_so_in_words(results):
     above, open_ = lines[0].split("; ")
     assert above.endswith("significantly above DIN, short")
     assert open_.startswith("not significantly different from TWIN, short")
-    assert text.count("no dependence established") == 4
+    laws = power_laws(results)
+    undecided = [law for law in laws.values() if law.exponent.low <= 0 <= law.exponent.high]
+    assert len(laws) == 4
+    assert text.count("no dependence established") == len(undecided) > 0
     assert "| NEW, long | 3 |" in text
     assert "Speed, memory and latency were not measured." in text
     assert "laser fit '--a=[1, 2]'" in text
