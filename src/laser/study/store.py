@@ -15,7 +15,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import math
 import os
 import shutil
 import tarfile
@@ -29,9 +28,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 SMALL = ("config.yaml", "metrics.csv", "metrics.json", "throughput.json", "ranks.json", "gates.json", "log.txt")
-LEVELS = 200
-"""Logits are kept as multiples of a step of which at least so many make a standard deviation: about 10 bits a row. Two
-rows change places only within a step, so an AUC changes by some 1e-6; ``metrics.json`` has the exact ones."""
+LOGIT_STEPS = 256
+"""Logits are kept as multiples of 1/256: about 10 bits a row. Rows become ties only within a step, so that the AUC of a
+trained model changes by some 1e-6; ``metrics.json`` has the exact ones."""
 LOG_BYTES = 20_000
 """How much of a log's end is kept."""
 
@@ -95,7 +94,7 @@ class Store:
         record["first_validation"] = earlier.get("first_validation", earlier["validation"])
         if record["tested"]:
             predictions = self.work(key) / "predictions" / "test.parquet"
-            record |= self._keep_predictions(predictions, partial / "logits.parquet")
+            record["rows"] = self._keep_predictions(predictions, partial / "logits.parquet")
 
     def keep_failure(self, key: str, facts: dict[str, Any]) -> None:
         """Keep the log of a run that failed."""
@@ -116,16 +115,15 @@ class Store:
         except (FileNotFoundError, KeyError):
             raise ValueError(f"the predictions of {key} are not in {self.path}; remove its folder in runs/") from None
         columns = {name: rows[name].to_numpy() for name in rows.column_names}
-        logit_N = logits["steps"].to_numpy() * record["logit_step"]
+        logit_N = logits["logit_256"].to_numpy() / LOGIT_STEPS
         return columns | {"probability": 1 / (1 + np.exp(-logit_N))}
 
-    def _keep_predictions(self, source: Path, target: Path) -> dict[str, Any]:
+    def _keep_predictions(self, source: Path, target: Path) -> str:
         table = pq.read_table(source)
         probability_N = table["probability"].to_numpy().astype(np.float64).clip(1e-12, 1 - 1e-12)
         logit_N = np.log(probability_N / (1 - probability_N))
-        step = 2.0 ** math.floor(math.log2(max(float(logit_N.std()), 1e-6) / LEVELS))
-        steps_N = np.rint(logit_N / step).clip(-(2**15), 2**15 - 1).astype(np.int16)
-        pq.write_table(pa.table({"steps": steps_N}), target, compression="zstd", compression_level=19)
+        steps_N = np.rint(logit_N * LOGIT_STEPS).astype(np.int16)
+        pq.write_table(pa.table({"logit_256": steps_N}), target, compression="zstd", compression_level=19)
         columns = {name: table[name].to_numpy() for name in ("row", "user", "label", "history_length")}
         digest = hashlib.sha256(b"".join(np.ascontiguousarray(c).tobytes() for c in columns.values())).hexdigest()[:12]
         rows = self.path / "rows" / f"{digest}.parquet"
@@ -134,7 +132,7 @@ class Store:
             temporary = rows.with_name(f".{digest}.{os.getpid()}")
             pq.write_table(pa.table(columns), temporary, compression="zstd", compression_level=19)
             temporary.replace(rows)
-        return {"rows": digest, "logit_step": step}
+        return digest
 
     def pack(self, target: Path) -> int:
         """Write everything but ``work/`` as a tar file, compressed by xz; returns its bytes."""
