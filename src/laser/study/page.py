@@ -17,6 +17,7 @@ from laser.study.statistics import PowerLaw, fit_power_law
 from laser.study.verdicts import verdicts
 
 Table = list[list[str]]
+FORMS = (plots.PUBLISHED, plots.COMPUTED)
 METHOD = (
     "Means over seeds with 95 % intervals: after ± over seeds (Student's t), in brackets over users (bootstrap, {r} "
     "draws of users with all their rows, seeds as they are). Differences: the first minus the other, means over "
@@ -158,6 +159,11 @@ def number(value: float | None, digits: int) -> str:
     return "–" if value is None or math.isnan(value) else f"{value:,.{digits}f}"  # noqa: RUF001
 
 
+def millions(value: float | None) -> str:
+    """A number in millions."""
+    return number(None if value is None else value / plots.MILLION, 2)
+
+
 def by_length(results: Results) -> Table:
     """Mean AUC of the test rows of each group."""
     content = [["model", *(group_name(group) for group in results.groups)]]
@@ -186,20 +192,25 @@ def scaling(results: Results, laws: dict[str, PowerLaw]) -> list[str]:
 
 def costs(results: Results) -> Table:
     """Arithmetic, size and measured costs."""
-    head = ["model", "sequence MMACs, published form", "all MMACs, as computed", "MFLOPs", "dense parameters"]
+    head = [
+        "model",
+        *(f"sequence MMACs, {form}" for form in FORMS),
+        "all MMACs, as computed",
+        "MFLOPs",
+        "dense parameters",
+    ]
     head += ["table parameters", "training samples/s", "peak MiB", "ms, 1 candidate", "ms, 500 candidates"]
     content = [head]
     for pair, found in results.pairs.items():
         measured, facts = found.costs or {}, found.metrics[0]["model"]
         latency = measured.get("latency_ms", {})
         memory = measured.get("peak_memory_bytes")
-        macs, flops = facts.get("macs"), measured.get("flops")
         content.append(
             [
                 label_of(results, pair),
-                number(None if sequence_macs(found) is None else (sequence_macs(found) or 0) / 1e6, 2),
-                number(None if macs is None else macs / 1e6, 2),
-                number(None if flops is None else flops / 1e6, 2),
+                *(millions(sequence_macs(found, form)) for form in FORMS),
+                millions(facts.get("macs")),
+                millions(measured.get("flops")),
                 f"{facts['dense_parameters']:,}",
                 f"{facts['table_parameters']:,}",
                 number(measured.get("samples_per_second"), 0),
@@ -235,7 +246,7 @@ def tuning(results: Results) -> Table:
         for index, steps in enumerate(plan.tuning(*pair)):
             trial = plan.study.models[pair[0]].trials[index]
             mean = plan.mean_validation(steps)
-            shown = number(mean, 4) if math.isfinite(mean) else "failed"
+            shown = number(mean, 4) if math.isfinite(mean) else "not there"
             content.append([label_of(results, pair), trial.label or str(index), shown, "x" * (index == chosen)])
     return content if len(content) > 1 else [["tuning"], ["none: every model has one trial"]]
 

@@ -11,6 +11,7 @@ from laser.study.statistics import PowerLaw, pareto
 
 MARKERS = "osD^vP*X<>hpd"
 MILLION = 1e6
+PUBLISHED, COMPUTED = "published form", "as computed"
 
 
 def group_name(first: int) -> str:
@@ -29,12 +30,15 @@ def label_of(results: Results, pair: Pair) -> str:
 
 def pareto_plot(results: Results) -> Drawing | None:
     """Mean test AUC with its interval over users against MACs of the sequence part; None when no costs are known."""
-    known = {pair: found for pair, found in results.pairs.items() if sequence_macs(found) is not None}
+    form = (
+        PUBLISHED if all(sequence_macs(found, PUBLISHED) is not None for found in results.pairs.values()) else COMPUTED
+    )
+    known = {pair: found for pair, found in results.pairs.items() if sequence_macs(found, form) is not None}
     if not known:
         return None
     drawing = Drawing(2)
     axes = drawing.axes[0]
-    cost = [max(sequence_macs(found) or 0, 1) / MILLION for found in known.values()]
+    cost = [max(sequence_macs(found, form) or 0, 1) / MILLION for found in known.values()]
     value = [found.mean("auc").value for found in known.values()]
     for index, (pair, found) in enumerate(known.items()):
         low, high = found.over_users("auc")
@@ -43,7 +47,7 @@ def pareto_plot(results: Results) -> Drawing | None:
         axes.errorbar(cost[index], value[index], spans, capsize=3, label=label_of(results, pair), **style)
     front = pareto(cost, value)
     axes.plot([cost[i] for i in front], [value[i] for i in front], color="0.5", linewidth=1, drawstyle="steps-post")
-    axes.set(xscale="log", xlabel="sequence part, million MACs a sample (published form)", ylabel="test AUC")
+    axes.set(xscale="log", xlabel=f"sequence part, million MACs a sample, {form}", ylabel="test AUC")
     _legend_below(drawing, axes)
     return drawing
 
@@ -56,10 +60,11 @@ def _legend_below(drawing: Drawing, axes: Axes) -> None:
     below.legend(handles, labels, loc="upper center", ncols=2, fontsize=9, title=note, title_fontsize=9)
 
 
-def sequence_macs(found: PairResult) -> int | None:
-    """MACs of the sequence part in the published form, or as computed when only those are known."""
-    model = found.metrics[0].get("model") or {}
-    return (found.costs or {}).get("paper_sequence_macs", model.get("sequence_macs"))
+def sequence_macs(found: PairResult, form: str) -> int | None:
+    """MACs of the sequence part in one of the forms; the published one is known when costs were measured."""
+    if form == PUBLISHED:
+        return (found.costs or {}).get("paper_sequence_macs")
+    return (found.metrics[0].get("model") or {}).get("sequence_macs")
 
 
 def length_plot(results: Results) -> Drawing | None:

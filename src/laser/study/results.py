@@ -16,6 +16,7 @@ from laser.report.scores import Ranking
 from laser.study.progress import Plan, Step
 from laser.study.statistics import (
     METRICS,
+    MOST_USERS,
     Difference,
     Mean,
     UserScores,
@@ -27,7 +28,7 @@ from laser.study.statistics import (
     paired_t,
 )
 
-REPLICATES = 2000
+REPLICATES, REPLICATES_OF_MANY_USERS = 10_000, 200
 LENGTH_EDGES = (0, 50, 200, 500, 1000)
 """First history length of each group for which an AUC is given; the last one is open."""
 Pair = tuple[str, str]
@@ -163,7 +164,7 @@ def _score(found: PairResult, columns: list[dict[str, np.ndarray]], length_N: np
         values = [Ranking(one["probability"][kept_N], one["label"][kept_N]).auc() for one in columns]
         found.by_length[LENGTH_EDGES[index]] = values
     users, user_N = np.unique(columns[0]["user"], return_inverse=True)
-    weight_RU = draw_users(len(users), REPLICATES)
+    weight_RU = draw_users(len(users), REPLICATES if len(users) <= MOST_USERS else REPLICATES_OF_MANY_USERS)
     seeds = [UserScores(one["probability"], one["label"], user_N, len(users)).values(weight_RU) for one in columns]
     found.replicates = {metric: np.stack([values[metric] for values in seeds]) for metric in METRICS}
 
