@@ -48,15 +48,16 @@ def pareto_plot(results: Results) -> Drawing | None:
     front = pareto(cost, value)
     axes.plot([cost[i] for i in front], [value[i] for i in front], color="0.5", linewidth=1, drawstyle="steps-post")
     axes.set(xscale="log", xlabel=f"sequence part, million MACs a sample, {form}", ylabel="test AUC")
-    _legend_below(drawing, axes)
+    _legend_below(drawing, axes, "bars: 95 %, users resampled; line: nothing is better for less")
     return drawing
 
 
-def _legend_below(drawing: Drawing, axes: Axes) -> None:
+def _legend_below(drawing: Drawing, axes: Axes, note: str) -> None:
+    axes.get_subplotspec().get_gridspec().set_height_ratios([3, 1])  # type: ignore[union-attr]
+    drawing.figure.set_figheight(5.8)
     below = drawing.axes[1]
     below.axis("off")
     handles, labels = axes.get_legend_handles_labels()
-    note = "bars: 95 %, users resampled; line: nothing is better for less"
     below.legend(handles, labels, loc="upper center", ncols=2, fontsize=9, title=note, title_fontsize=9)
 
 
@@ -79,9 +80,7 @@ def length_plot(results: Results) -> Drawing | None:
         axes.plot(range(len(values)), values, marker=marker, label=label_of(results, pair), **look(index))
     axes.set_xticks(range(len(results.groups)), [group_name(group) for group in results.groups])
     axes.set(xlabel="earlier events of the user", ylabel="test AUC, mean over seeds")
-    below = drawing.axes[1]
-    below.axis("off")
-    below.legend(*axes.get_legend_handles_labels(), loc="upper center", ncols=2, fontsize=9)
+    _legend_below(drawing, axes, "")
     return drawing
 
 
