@@ -39,7 +39,7 @@ class CTRDataModule(pl.LightningDataModule):
         max_history: int = 1000,
         evaluation_batch_size: int | None = None,
         workers: int = 1,
-        order: Order | None = None,
+        order: Order = Order(),  # noqa: B008
         predict_split: Literal["train", "val", "test"] = "test",
         seed: int = 0,
     ) -> None:

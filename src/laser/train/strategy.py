@@ -81,7 +81,7 @@ class TorchRecStrategy(DDPStrategy):
     def __init__(
         self,
         sharding: Sharding | None = None,
-        storage: Storage | None = None,
+        storage: Storage = Storage(),  # noqa: B008
         managed_ids: dict[str, ManagedIds] | None = None,
         save_in_background: bool = False,
         timeout_seconds: float = 1800.0,
@@ -102,7 +102,7 @@ class TorchRecStrategy(DDPStrategy):
             timeout=timedelta(seconds=timeout_seconds),
         )
         self.sharding = sharding or Sharding()
-        self.storage = storage or Storage()
+        self.storage = storage
         self.managed_ids = managed_ids or {}
         self.save_in_background = save_in_background
         self.saver: BackgroundSaver | None = None
