@@ -18,6 +18,7 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from laser.data.prepared import PreparedData
 from laser.train.stored_tensors import StoredTensors
 
+pytestmark = pytest.mark.timeout(900)  # all runs are one fixture: some 100 s of two cores
 MIDDLE = 5
 """Step of the checkpoint to resume from, inside of the first epoch and of warm-up."""
 MANAGED = {"item": {"rows": 40, "interval": 3}}
