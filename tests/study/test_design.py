@@ -123,6 +123,8 @@ def test_a_changed_setting_is_a_new_run_and_a_comment_is_not(tiny, write_study_y
     assert again("# said\nmodel: {warm_up_steps: 3}", name="other") == key
     assert again("model: {warm_up_steps: 4}") != key
     assert again("model: {warm_up_steps: 3}", options={**tiny["options"], "data.max_history": 13}) != key
+    elsewhere = {**tiny["options"], "data.path": "elsewhere", "trainer.logger": "laser.train.loggers.CSVLog"}
+    assert again("model: {warm_up_steps: 3}", options=elsewhere) == key
 
 
 def record(store: Store, plan: Plan, step, auc: float, tested: bool = False, seconds: float = 10) -> None:

@@ -14,6 +14,8 @@ import yaml
 from laser.study.design import Options, Study
 
 DIGITS = 12
+ELSEWHERE = ("data.path", "trainer.logger")
+"""Options that say where things are, not what is computed: they do not make another run."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +52,14 @@ class Run:
     def key(self, data: str) -> str:
         """Name of the run's results: it changes with what the recipes say, the options, the seed and the data.
 
-        It does not change with comments in recipes, with the study's or the trial's name, or with the code.
+        It does not change with comments in recipes, with the study's or the trial's name, with the options in
+        ``ELSEWHERE``, or with the code.
 
         Args:
             data: fingerprint of the data set.
         """
-        said = [[_content(recipe) for recipe in self.recipes], self.options, self.seed, data]
+        options = {name: value for name, value in self.options.items() if name not in ELSEWHERE}
+        said = [[_content(recipe) for recipe in self.recipes], options, self.seed, data]
         digest = hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()
         return f"{self.model}.{self.setting}.seed{self.seed}.{digest[:DIGITS]}"
 
