@@ -118,6 +118,29 @@ def test_wrong_requests_are_told(address, body, status, sentence):
     assert ask(address, "score", BODY)[0] == 200
 
 
+def test_histories_that_cannot_be_read(trained):
+    """The service of histories is away: told as such, and the scorer goes on."""
+    from laser.serve.server import create_app
+
+    class Away:
+        def read(self, *_args, **_options):
+            raise ConnectionError("grpc://histories is not available")
+
+    said: list[dict] = []
+
+    async def receive() -> dict:
+        return {"type": "http.request", "body": json.dumps(BODY).encode(), "more_body": False}
+
+    async def send(message: dict) -> None:
+        said.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/score", "query_string": b"", "http_version": "1.1"}
+    scope |= {"headers": [(b"content-type", b"application/json")]}
+    asyncio.run(create_app(Scorer(trained("laser") / "bundle", Away()))(scope, receive, send))
+    assert said[0]["status"] == 503
+    assert json.loads(said[1]["body"]) == {"detail": "the histories cannot be read: grpc://histories is not available"}
+
+
 def test_half_a_request_holds_nobody_up(address):
     host, port = address.removeprefix("http://").split(":")
     waiting = []
@@ -240,7 +263,7 @@ def test_the_page_can_be_clicked_through(address, tmp_path):
     asyncio.run(visit())
 
 
-def test_laser_serve_says_what_is_wrong(trained, prepared, tmp_path, capsys):
+def test_laser_serve_says_what_is_wrong(address, trained, prepared, tmp_path, capsys):
     from laser.cli import main
 
     bundle, vault = str(trained("laser") / "bundle"), str(prepared / "vault")
@@ -249,6 +272,10 @@ def test_laser_serve_says_what_is_wrong(trained, prepared, tmp_path, capsys):
         ([str(tmp_path), "--vault", vault], "no bundle at"),
         ([bundle, "--vault", str(tmp_path)], "no vault at"),
         ([bundle, "--vault", vault, "--prot", "1"], "prot"),
+        ([bundle], "--vault is missing"),
+        ([bundle, "--vault", "grpc://127.0.0.1:1"], "grpc://127.0.0.1:1 is not available"),
+        ([bundle, "--vault", vault, "--device", "tpu"], "device is 'tpu'; expected cpu or cuda"),
+        ([bundle, "--vault", vault, "--port", address.rpartition(":")[2]], "Address already in use"),
     ]:
         assert main(["serve", *arguments]) == 2
         told = capsys.readouterr().err

@@ -33,21 +33,29 @@ def load_engine(
         verify: whether to compare the golden answers.
 
     Raises:
-        ValueError: when weights and options do not fit each other, or an answer differs.
+        ValueError: when there is no such device, weights and options do not fit each other, or an answer differs.
     """
-    where = f"bundle {bundle.path}"
+    where, place = f"bundle {bundle.path}", _device(device)
     try:
         network: Any = build_network(bundle.facts["network"], bundle.schema, bundle.facts["seed"], trusted)
         network.embeddings = MappedEmbeddings(bundle.schema, bundle.tables())
         network.load_state_dict(bundle.weights(), strict=True)
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"{where} is refused: {' '.join(str(error).split())}") from None
-    place = torch.device(device)
     network = network.eval().requires_grad_(False).to(place)
     engine = Engine(bundle.schema, bundle.items(), network, place, cache_bytes)
     if verify:
         _verify(bundle, engine)
     return engine
+
+
+def _device(name: str) -> torch.device:
+    kind = name.split(":")[0]
+    if kind not in TOLERANCE:
+        raise ValueError(f"device is {name!r}; expected {' or '.join(TOLERANCE)}")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device is cuda, but torch finds no GPU here; set it to cpu")
+    return torch.device(name)
 
 
 def golden_case(case: dict[str, Any], engine: Engine) -> tuple[CodedRequest, Ragged]:

@@ -74,5 +74,8 @@ def main(arguments: list[str]) -> int:
     """
     from jsonargparse import auto_cli
 
-    auto_cli(serve, args=arguments, prog="laser serve", exit_on_error=False)
+    try:
+        auto_cli(serve, args=arguments, prog="laser serve", exit_on_error=False)
+    except OSError as error:
+        raise ValueError(f"{error.strerror or error}; give another --port, --host or --vault") from None
     return 0

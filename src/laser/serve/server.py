@@ -9,6 +9,7 @@ It reads and scores; it changes nothing. Every mistake is one sentence under ``d
 
 from __future__ import annotations
 
+import socket
 from importlib.metadata import version
 from importlib.resources import files
 from itertools import islice
@@ -104,6 +105,10 @@ def create_app(scorer: Scorer, limits: Limits = Limits()) -> Any:  # noqa: B008
     async def wrong(_request: Any, error: ValueError) -> JSONResponse:
         return JSONResponse({"detail": str(error)}, 422)
 
+    @app.exception_handler(OSError)
+    async def unavailable(_request: Any, error: OSError) -> JSONResponse:
+        return JSONResponse({"detail": f"the histories cannot be read: {error}"}, 503)
+
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
     def page() -> str:
         return files("laser.serve").joinpath("page.html").read_text()
@@ -176,7 +181,13 @@ def _sentence(error: RequestValidationError) -> str:
 
 
 def run(scorer: Scorer, host: str, port: int, limits: Limits) -> None:
-    """Serve until the process is told to stop; requests in work are finished first."""
+    """Serve until the process is told to stop; requests in work are finished first.
+
+    Raises:
+        OSError: when the address cannot be had.
+    """
     import uvicorn
 
-    uvicorn.run(create_app(scorer, limits), host=host, port=port, log_level="warning", timeout_graceful_shutdown=10)
+    with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:
+        config = uvicorn.Config(create_app(scorer, limits), log_level="warning", timeout_graceful_shutdown=10)
+        uvicorn.Server(config).run(sockets=[listener])
