@@ -30,8 +30,9 @@ SHARED_FROM = 4
 """Candidates from which on a request beside others has its history to itself."""
 PACKED_SAMPLES, PACKED_EVENTS = 4096, 1 << 18
 """Most samples of a packed batch, and most events counted once for each sample."""
-SHARED_FLOATS = {"cpu": 1 << 21, "cuda": 1 << 28}
-"""Most values of the widest intermediate of a shared request: on a host a few caches full, on a device its share."""
+SHARED_FLOATS = {"cpu": 1 << 22, "cuda": 1 << 28}
+"""Most values of the widest intermediate of a shared request: 16 MiB on a host, past which nothing is gained, 1 GiB on a
+device."""
 
 Piece = tuple[int, int, int]
 """Place of a request, and some of its candidates: from the first up to, without, the last."""
