@@ -31,8 +31,7 @@ SHARED_FROM = 4
 PACKED_SAMPLES, PACKED_EVENTS = 4096, 1 << 18
 """Most samples of a packed batch, and most events counted once for each sample."""
 SHARED_FLOATS = {"cpu": 1 << 22, "cuda": 1 << 28}
-"""Most values of the widest intermediate of a shared request: 16 MiB on a host, past which nothing is gained, 1 GiB on a
-device."""
+"""Most values of the widest intermediate of a shared request; on a host more gains nothing."""
 
 Piece = tuple[int, int, int]
 """Place of a request, and some of its candidates: from the first up to, without, the last."""
