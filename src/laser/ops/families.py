@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from laser.ops.availability import has_triton
+from laser.ops.gather_sum import gather_sum
+from laser.ops.gather_sum import naive as gather_naive
 from laser.ops.segment_readout import naive as readout_naive
 from laser.ops.segment_readout import segment_readout
 from laser.ops.segmented_attention import naive as segmented_naive
@@ -67,6 +69,14 @@ def _readout(op: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., Tensor]:
     return case
 
 
+def _gather(op: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def case(rows_RD: Tensor, off_U1: Tensor, _query_BHD: Tensor) -> Tensor:
+        index_TS = torch.stack([off_U1, off_U1.flip(0)], 1).clamp(max=len(rows_RD) - 1).int()
+        return op(rows_RD, index_TS, None, None)
+
+    return case
+
+
 _CASES: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
     "segmented_attention": (
         _segmented(segmented_target_attention),
@@ -76,5 +86,6 @@ _CASES: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
         _target(segment_softmax_attention),
         _target(target_naive.segment_softmax_attention),
     ),
+    "gather_sum": (_gather(gather_sum), _gather(gather_naive.gather_sum)),
     "segment_readout": (_readout(segment_readout), _readout(readout_naive.segment_readout)),
 }
