@@ -57,6 +57,16 @@ def test_filtered_reads_equal_filtering_afterwards(
                         np.testing.assert_array_equal(values, newest)
 
 
+@pytest.mark.parametrize("ordered", [True, False])
+@pytest.mark.parametrize("cache_bytes", [0, 1 << 20])
+def test_no_fields_are_counts(path: Path, rng: np.random.Generator, ordered: bool, cache_bytes: int) -> None:
+    with filled(path, rng, ordered, cache_bytes=cache_bytes) as vault:
+        for options in ({}, {"before": 500_000, "last_n": 20}, {"before": 2_500_000, "where": {"category": [1, 3]}}):
+            found = vault.read(USERS, fields=[], **options)
+            assert found.fields == {}
+            np.testing.assert_array_equal(found.offsets, vault.read(USERS, **options).offsets)
+
+
 def test_filtered_reads_stop_at_the_chunk_that_suffices(path: Path, rng: np.random.Generator) -> None:
     with SeqVault.create(path, FIELDS) as vault:
         vault.append(np.full(30_000, 1), make_events(rng, 30_000))

@@ -69,6 +69,7 @@ def _positions(tail: Tail, user: np.uint64) -> np.ndarray:
 
 def _sorted(plan: Plan, found: Ragged, recent: list[np.ndarray], request: Request, mixed: np.ndarray) -> list[History]:
     time, histories = next(iter(found.fields)), []
+    names = dict.fromkeys([time, *(field.name for field in request.fields)])  # times tell how many there are
     for index, (at, positions) in enumerate(zip(mixed, recent)):
         old = found.of(index)
         merged = {name: np.concatenate([old[name], plan.recent[name][positions]]) for name in found.fields}
@@ -82,5 +83,5 @@ def _sorted(plan: Plan, found: Ragged, recent: list[np.ndarray], request: Reques
                     seen[field.name] = plan.ids[field.name].view(field.dtype)[merged[field.name]]
             order = order[request.where.keep({f.name: seen[f.name][order] for f in request.where.fields})]
         order = order[max(0, len(order) - request.wanted[at]) :]
-        histories.append({field.name: merged[field.name][order] for field in request.fields})
+        histories.append({name: merged[name][order] for name in names})
     return histories

@@ -14,6 +14,7 @@ from typing import Any, Literal, Self
 import numpy as np
 
 from laser.seqvault import checking
+from laser.seqvault.admission import Admission
 from laser.seqvault.cache import ChunkCache
 from laser.seqvault.catalog import Catalog
 from laser.seqvault.checking import Problem
@@ -71,6 +72,11 @@ class OpenVault:
         """Fields of an event."""
         return self._catalog.manifest.layout
 
+    @property
+    def policies(self) -> Admission:
+        """What becomes of late and of duplicate events."""
+        return self._catalog.manifest.admission
+
     def read(
         self,
         users: Any,
@@ -87,7 +93,7 @@ class OpenVault:
             users: integer ids [R]; may repeat. A user not in the vault has a history of length 0.
             before: only events with a timestamp strictly below this one; one for all or one per request.
             last_n: at most this many events, the newest; ``None`` for all.
-            fields: names of the fields to return, all by default.
+            fields: names of the fields to return, all by default; ``[]`` only counts: offsets without an array.
             ids: ``"codes"`` returns int32 codes in the fields that have a dictionary: positions in ``dictionary``, the
                 same in every process and for good.
             where: only events that hold one of these values in each of these fields (whole numbers, one per event,

@@ -59,7 +59,7 @@ class Answer:
         self._replaced: dict[int, dict[str, np.ndarray]] = {}
 
     def replace(self, requests: np.ndarray, histories: Sequence[dict[str, np.ndarray]]) -> None:
-        """Fill requests that the plan left empty with histories found otherwise."""
+        """Fill requests that the plan left empty with histories found otherwise, of at least one field each."""
         for request, history in zip(requests.tolist(), histories):
             self._replaced[request] = history
             self.lengths[request] = len(next(iter(history.values())))

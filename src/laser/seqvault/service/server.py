@@ -160,10 +160,7 @@ class VaultServer(flight.FlightServerBase):
                     self._refreshed = time.monotonic()
 
     def _layout(self) -> dict[str, Any]:
-        return describe(self.vault.layout) | {"mode": self.vault.mode, "duplicates": self._duplicates()}
-
-    def _duplicates(self) -> str:
-        return self.vault._catalog.manifest.admission.duplicates
+        return describe(self.vault.layout) | {"mode": self.vault.mode, "duplicates": self.vault.policies.duplicates}
 
     def _health(self) -> dict[str, Any]:
         return {"status": "stopping" if self.stopping else "serving", "running": self._gate.running}
