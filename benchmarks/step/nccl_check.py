@@ -191,7 +191,7 @@ def variants(device: str) -> dict[str, dict[str, Any]]:
     if device == "cuda":
         found |= {
             "adam": {"optimizer": "adam", "epochs": 1, "table_options": {"learning_rate": 0.001}},
-            "bfloat16": HALF | {"storage": {"weights": "bfloat16"}, "outputs": "bfloat16"},
+            "bfloat16": HALF | {"outputs": "bfloat16"},
             "uvm": {"storage": {"memory": "uvm"}, "epochs": 1},
             "uvm_caching": {"storage": {"memory": "uvm_caching"}, "epochs": 1},
             "bf16-mixed": {"precision": "bf16-mixed", "epochs": 1},
@@ -339,7 +339,8 @@ def lost_process(runs: Runs, how: signal.Signals) -> str:
 
 
 def step_benchmark(options: argparse.Namespace, left: float) -> str:
-    sizes = ["--batch", "1024", "--events", "400", "--rows", "1000000", "--width", "32", "--precision", "bf16-mixed"]
+    sizes = ["--batch", str(options.step_batch), "--rows", str(options.step_rows)]
+    sizes += ["--events", "400", "--width", "32", "--precision", "bf16-mixed"]
     if options.device == "cpu":
         sizes = ["--batch", "8", "--events", "10", "--rows", "1000", "--steps", "3"]
     command = [sys.executable, str(HERE.with_name("scaling.py")), "--device", options.device, *sizes]
@@ -361,6 +362,8 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=240.0, help="for everything")
     parser.add_argument("--only", default="", help="compare only checks whose name has this text")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    parser.add_argument("--step_rows", type=int, default=100_000, help="of the step benchmark's item table")
+    parser.add_argument("--step_batch", type=int, default=256, help="samples of each process in the step benchmark")
     parser.add_argument("--skip", nargs="*", default=[], choices=["jobs", "lost", "step"])
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -369,7 +372,7 @@ def main() -> int:
         runs = Runs(Path(folder), write_prepared(Path(folder) / "prepared"), checks)
         pair = options.device == "cpu" or torch.cuda.device_count() > 1
         if "step" not in options.skip:
-            checks.check("step benchmark", lambda: step_benchmark(options, max(checks.left / 3, 20)))
+            checks.check("step benchmark", lambda: step_benchmark(options, max(checks.left * 0.4, 20)))
         if "jobs" not in options.skip:
             run_jobs(runs)
             compare(runs, checks)

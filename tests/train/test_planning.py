@@ -86,7 +86,7 @@ def test_bytes_are_those_of_the_sharded_tables(optimizer: str) -> None:
 def test_half_precision_and_host_memory_count() -> None:
     sharding, adagrad = Sharding(), TableOptimizer(name="adagrad")
     storage = Storage(
-        default=TableStorage(weights="bfloat16"),
+        default=TableStorage(weights="float16"),
         tables={"item": TableStorage(weights="float16", memory="uvm_caching")},
         outputs="bfloat16",
         cache_share=0.25,

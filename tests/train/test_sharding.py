@@ -41,7 +41,6 @@ def test_combinations_that_work_pass(default, optimizer):
 @pytest.mark.parametrize(
     ("storage", "words"),
     [
-        (Storage(default=TableStorage(weights="bfloat16")), "weights is bfloat16.*no CPU kernel.*float16"),
         (Storage(outputs="bfloat16"), "outputs is bfloat16.*no CPU kernel"),
         (Storage(tables={"a": TableStorage(memory="uvm")}), "memory is uvm,.*set it to device"),
         (Storage(default=TableStorage(memory="uvm_caching")), "memory is uvm_caching,.*set it to device"),
@@ -51,6 +50,15 @@ def test_storage_that_a_cpu_cannot_do_is_named(storage, words):
     with pytest.raises(ValueError, match=words):
         check_combination(Sharding(), TableOptimizer(), storage, CPU, "32-true", 1)
     check_combination(Sharding(), TableOptimizer(), storage, GPU, "32-true", 1)
+
+
+@pytest.mark.parametrize("device", [CPU, GPU], ids=str)
+@pytest.mark.parametrize("memory", ["device", "uvm", "uvm_caching"])
+def test_bfloat16_tables_are_refused_before_fbgemm_fails(memory, device):
+    half = TableStorage(weights="bfloat16", memory=memory)
+    for storage in (Storage(default=half), Storage(tables={"a": half})):
+        with pytest.raises(ValueError, match="storage.weights is bfloat16.*set it to float16 or float32"):
+            check_combination(Sharding(), TableOptimizer(), storage, device, "32-true", 1)
 
 
 @pytest.mark.parametrize("name", ["adagrad", "sgd"])

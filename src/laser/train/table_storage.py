@@ -29,7 +29,7 @@ Precision = Literal["float32", "float16", "bfloat16"]
 Memory = Literal["device", "uvm", "uvm_caching"]
 
 VALUE_BYTES: dict[str, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
-WEIGHTS = {"float32": DataType.FP32, "float16": DataType.FP16, "bfloat16": DataType.BF16}
+WEIGHTS = {"float32": DataType.FP32, "float16": DataType.FP16}
 OUTPUTS = {"float32": SparseType.FP32, "float16": SparseType.FP16, "bfloat16": SparseType.BF16}
 KERNELS = {
     "device": EmbeddingComputeKernel.FUSED.value,
@@ -44,7 +44,7 @@ class TableStorage:
     """How one table is kept.
 
     Args:
-        weights: format of its rows; the optimizer's state is float32 always.
+        weights: format of its rows, not bfloat16, of which FBGEMM trains none; the optimizer's state is float32 always.
         memory: where rows and their state lie; ``uvm`` and ``uvm_caching`` need a GPU.
     """
 
@@ -101,6 +101,12 @@ def check_storage(storage: Storage, device: torch.device) -> None:
     Raises:
         ValueError: one sentence that names the setting and what to set instead.
     """
+    for each in storage.used:
+        if each.weights not in WEIGHTS:
+            raise ValueError(
+                f"storage.weights is {each.weights}, in which FBGEMM trains no tables, on GPU or CPU, in whatever memory; "
+                "set it to float16 or float32"
+            )
     if device.type != "cpu":
         return
     for each in storage.used:
@@ -108,10 +114,6 @@ def check_storage(storage: Storage, device: torch.device) -> None:
             raise ValueError(
                 f"storage.memory is {each.memory}, which keeps rows of a GPU in host memory, but this process runs on "
                 "the CPU, where all rows are; set it to device"
-            )
-        if each.weights == "bfloat16":
-            raise ValueError(
-                "storage.weights is bfloat16, for which FBGEMM has no CPU kernel; set it to float16 or float32"
             )
     if storage.outputs == "bfloat16":
         raise ValueError("storage.outputs is bfloat16, for which FBGEMM has no CPU kernel; set it to float32")
