@@ -57,7 +57,7 @@ def test_storage_that_a_cpu_cannot_do_is_named(storage, words):
 def test_bfloat16_tables_are_refused_before_fbgemm_fails(memory, device):
     half = TableStorage(weights="bfloat16", memory=memory)
     for storage in (Storage(default=half), Storage(tables={"a": half})):
-        with pytest.raises(ValueError, match="storage.weights is bfloat16.*set it to float16 or float32"):
+        with pytest.raises(ValueError, match=r"storage.weights is bfloat16.*set it to float16 or float32"):
             check_combination(Sharding(), TableOptimizer(), storage, device, "32-true", 1)
 
 

@@ -104,7 +104,7 @@ def check_storage(storage: Storage, device: torch.device) -> None:
     for each in storage.used:
         if each.weights not in WEIGHTS:
             raise ValueError(
-                f"storage.weights is {each.weights}, in which FBGEMM trains no tables, on GPU or CPU, in whatever memory; "
+                f"storage.weights is {each.weights}, in which FBGEMM trains no tables, on GPU or CPU, in any memory; "
                 "set it to float16 or float32"
             )
     if device.type != "cpu":
