@@ -22,6 +22,7 @@ from laser.seqvault.layout import Layout, user_ids
 from laser.seqvault.lengths import history_lengths
 from laser.seqvault.lock import WriterLock
 from laser.seqvault.maintenance import LOW_WATER, Maintenance
+from laser.seqvault.marks import MARK_USER, mark_count
 from laser.seqvault.merging import prepare
 from laser.seqvault.padded import Align, row_length, write_out
 from laser.seqvault.ragged import Ragged
@@ -169,10 +170,11 @@ class OpenVault:
             return found.ids.view(found.field.dtype).copy()
 
     def users(self) -> np.ndarray:
-        """Ids of all users with at least one event, uint64, ascending."""
+        """Ids of all users with at least one event, uint64, ascending; without the user of a follower's marks."""
         with self._lock:
-            recent = self._opened().tail.slots
-            return np.union1d(self._catalog.index.users, recent["user"][recent["count"] > 0])
+            tail, index = self._opened().tail, self._catalog.index
+            found = np.union1d(index.users, tail.slots["user"][tail.slots["count"] > 0])
+            return found[found != MARK_USER] if mark_count(index, tail) else found
 
     def lengths(self, users: Any) -> np.ndarray:
         """Events of each of R users, int64 [R], counted without reading them."""

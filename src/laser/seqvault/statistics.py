@@ -11,6 +11,7 @@ import numpy as np
 from laser.seqvault.catalog import Catalog
 from laser.seqvault.index import NO_PLACE, find_row, next_older, words_of
 from laser.seqvault.jit import kernel
+from laser.seqvault.marks import mark_count
 from laser.seqvault.tail import Tail
 
 
@@ -21,19 +22,21 @@ def statistics(catalog: Catalog, tail: Tail, folder: Path) -> dict[str, int | fl
     segments written since opening over those still in use. ``hot_bytes`` are each user's newest chunk, ``cold_bytes``
     the older ones, both without dead chunks; extents are chunks. ``memory_bytes`` are index, recent events,
     dictionaries (whole, when first asked for) and tables of derived fields; the cache has figures of its own.
+    ``users`` and ``events`` are without the ``marks`` of a follower, all other counts with them.
     """
     index = catalog.index
     live = int(index.live.sum()) * 8
     segments = sum(entry.bytes for entry in catalog.manifest.segments)
-    recent = int(tail.slots["count"].sum())
+    recent, marks = int(tail.slots["count"].sum()), mark_count(index, tail)
     users, ids = len(index.users), catalog.files.ids
     dictionary_bytes = sum(entry.bytes for entry in catalog.manifest.dictionaries)
     stored = int(index.used[2])
     tables = catalog.files.tables
     newest, older, chunks, most = _tiers(index.rows, int(index.used[0]), index.chunks)
     return {
-        "users": users + int(_new_users(tail.slots, index.table, index.rows)),
-        "events": stored + recent,
+        "users": users + int(_new_users(tail.slots, index.table, index.rows)) - (marks > 0),
+        "events": stored + recent - marks,
+        "marks": marks,
         "events_in_segments": stored,
         "events_in_memory": recent,
         "segments": len(catalog.manifest.segments),

@@ -23,7 +23,7 @@ from laser.cli import main as program
 from laser.seqvault import Field, Ragged, SeqVault
 from laser.seqvault.following import Follower
 from laser.seqvault.following.folder import ArrowFolder
-from laser.seqvault.following.positions import MARK_USER
+from laser.seqvault.marks import MARK_USER
 from tests.seqvault.cluster.conftest import free_ports, require_redis, wait_until
 from tests.seqvault.service.conftest import WRITER, Start, start, tokens  # noqa: F401
 
@@ -88,6 +88,28 @@ def test_files_are_followed_in_order(path: Path, arriving: Path, tmp_path: Path)
         assert_once(vault, 211)
         with pytest.raises(ValueError, match="knows nothing"):
             follow(vault, arriving, tmp_path / "other.json")
+
+
+def test_marks_are_no_users_and_no_events(path: Path, arriving: Path, tmp_path: Path) -> None:
+    put(arriving, "1.parquet", table(0, 130))
+    with SeqVault.create(path, FIELDS) as vault:
+        follow(vault, arriving, tmp_path / "state.json")
+        for step in (lambda: None, vault.checkpoint, lambda: vault.compact(keep_last=1000)):
+            step()
+            assert vault.users().tolist() == list(range(USERS))
+            found = vault.stats()
+            assert (found["users"], found["events"], found["marks"]) == (USERS, 130, 3)
+        put(arriving, "2.parquet", table(130, 10))
+        follow(vault, arriving, tmp_path / "state.json")
+        found = vault.stats()
+        assert (found["users"], found["events"], found["marks"]) == (USERS, 140, 4)
+        assert vault.lengths([MARK_USER]).tolist() == [4]
+        vault.delete_user(MARK_USER)
+        assert vault.users().tolist() == list(range(USERS))
+        assert vault.stats()["marks"] == 0
+        vault.append([MARK_USER], {"time": [5], "item": [1], "pair": [[0, 0]]})  # somebody after all
+        assert vault.users().tolist() == [*range(USERS), MARK_USER]
+        assert vault.stats()["users"] == USERS + 1
 
 
 class Failing:

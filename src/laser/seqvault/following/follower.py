@@ -16,9 +16,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from laser.seqvault.following.positions import FIRST_MARK, MARK_USER, Positions, mark_event
+from laser.seqvault.following.positions import Positions
 from laser.seqvault.following.sources import Batch, EventSource
 from laser.seqvault.layout import Layout
+from laser.seqvault.marks import FIRST_MARK, MARK_USER, mark_event
 from laser.seqvault.ragged import Ragged
 from laser.seqvault.service.metrics import Metrics
 

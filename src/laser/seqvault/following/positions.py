@@ -13,23 +13,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from laser.seqvault.layout import Layout
-
-MARK_USER = 2**64 - 1
-"""The user whose events are marks."""
-FIRST_MARK = 2**62
-"""Timestamp of mark 0: above all times, so that no retention by age removes marks."""
 REMEMBERED = 100
 """Intentions kept: a vault that loses its last appends in a power failure may go back by so many."""
-
-
-def mark_event(layout: Layout, number: int) -> dict[str, Any]:
-    """The event that marks a batch as stored: its timestamp is what counts, the other fields are 0."""
-    event = {field.name: np.zeros((1, *field.shape), field.dtype) for field in layout.fields}
-    event[layout.names[0]][0] = FIRST_MARK + number
-    return event
 
 
 class Positions:
