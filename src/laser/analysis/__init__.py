@@ -11,7 +11,7 @@ from laser.analysis.grouping import Grouping, by_action, by_activity, by_age, by
 from laser.analysis.segments import Segments, segments
 from laser.analysis.silence import Silence, silence
 from laser.analysis.softmax import Agreement, agreement, implied_softmax
-from laser.analysis.table import Table
+from laser.report.table import Table
 
 __all__ = [
     "Agreement",

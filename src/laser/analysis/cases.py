@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 
 from laser.analysis.gate_file import GatedSamples
 from laser.analysis.grouping import raw_names
-from laser.analysis.table import Table
 from laser.data.prepared import PreparedData
+from laser.report.table import Table
 from laser.schema import Kind
 
 DAY = 86400

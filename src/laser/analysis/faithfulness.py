@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from laser.analysis.table import Table
 from laser.report.scores import interval, scores
+from laser.report.table import Table
 
 CHOICES = {
     "silenced": "silenced",

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from laser.analysis.gate_file import GateFile
-from laser.analysis.table import Table, percent
+from laser.report.table import Table, percent
 
 THRESHOLDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
 MASS_BINS = 57

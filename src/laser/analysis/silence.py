@@ -12,7 +12,7 @@ import numpy as np
 
 from laser.analysis.gate_file import GatedSamples, GateFile
 from laser.analysis.grouping import Grouping
-from laser.analysis.table import Table, percent
+from laser.report.table import Table, percent
 
 
 @dataclass(frozen=True)
