@@ -72,8 +72,8 @@ def against(models: Sequence[ModelRuns], reference: str, metric: str = "auc") ->
     if not kept:
         raise ValueError(f"no other model has a seed of {base.name}, so nothing can be compared with it")
     pairs = [[[m.values[metric][s] for s in common[one.name]] for m in (one, base)] for one in kept]
-    tests = [paired_t(*pair) for pair in pairs]
-    differences = [np.subtract(*pair).tolist() for pair in pairs]
+    tests = [paired_t(one_S, base_S) for one_S, base_S in pairs]
+    differences = [np.subtract(one_S, base_S).tolist() for one_S, base_S in pairs]
     return [
         PairedDifference(one.name, value_S, mean_over_seeds(value_S), p, corrected)
         for one, value_S, p, corrected in zip(kept, differences, tests, holm(tests), strict=True)
@@ -133,16 +133,18 @@ class Selection:
 def selection(models: Sequence[ModelRuns]) -> Selection:
     """Compare validation with test AUC, run by run."""
     shift_by_name = {m.name: np.subtract(m.of("auc"), m.of("validation_auc")) for m in models}
-    centred = [
-        np.concatenate([np.array(m.of(metric)) - plain.fmean(m.of(metric)) for m in models])
-        for metric in ("validation_auc", "auc")
-    ]
-    varied = all(float(np.ptp(value_N)) > 0 for value_N in centred)
-    within = float(np.corrcoef(*centred)[0, 1]) if varied else math.nan
+    validation_N, test_N = (_centred(models, metric) for metric in ("validation_auc", "auc"))
+    varied = min(float(np.ptp(validation_N)), float(np.ptp(test_N))) > 0
+    within = float(np.corrcoef(validation_N, test_N)[0, 1]) if varied else math.nan
     best = [max(models, key=lambda m: plain.fmean(m.of(metric))).name for metric in ("validation_auc", "auc")]
     every_N = np.concatenate(list(shift_by_name.values()))
     shifts = {name: mean_over_seeds(value_S.tolist()) for name, value_S in shift_by_name.items()}
     return Selection(len(every_N), mean_over_seeds(every_N.tolist()), shifts, within, (best[0], best[1]))
+
+
+def _centred(models: Sequence[ModelRuns], metric: str) -> np.ndarray:
+    """Values [N] of all runs, each less the mean of its model."""
+    return np.concatenate([np.array(one.of(metric)) - plain.fmean(one.of(metric)) for one in models])
 
 
 @dataclass(frozen=True)

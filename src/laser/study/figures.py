@@ -65,8 +65,9 @@ def differences(models: Sequence[ModelRuns], reference: str, metric: str = "auc"
     axes.axvline(0, color="0.2", linewidth=1.5, linestyle="--")
     axes.set_yticks(range(len(found)), [f"{one.name}\n{one.said}" for one in found])
     axes.set(ylim=(len(found) - 0.4, -0.5))
-    text = f"test {UNITS[metric]} minus that of {base.name}, same seed:\nmean, 95 % interval over seeds; ticks below: "
-    axes.set_xlabel(text + "single seeds")
+    better = "left" if metric == "log_loss" else "right"
+    text = f"test {UNITS[metric]} minus that of {base.name}, same seed ({better} of 0 is better):\n"
+    axes.set_xlabel(text + "mean, 95 % interval over seeds; ticks below: single seeds")
     return figure
 
 
