@@ -67,7 +67,7 @@ def test_differences_are_paired_by_seed_and_corrected() -> None:
     assert (found["Near"].said, found["Far"].said) == ("significant", "not significant")
     assert found["Lone"].said == "one seed: no test"
     assert differences_table(list(found.values()), "Base").rows[2][2] == "+0.0500"
-    with pytest.raises(ValueError, match="0 models are named 'nobody', expected one of: Base, Near"):
+    with pytest.raises(ValueError, match="0 models are named 'nobody', expected one of: Base; Near"):
         against([base, near], "nobody")
     with pytest.raises(ValueError, match="no other model has a seed of Base"):
         against([base, foreign], "Base")

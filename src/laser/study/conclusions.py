@@ -55,7 +55,7 @@ def named(models: Sequence[ModelRuns], name: str) -> ModelRuns:
     """
     found = [one for one in models if name in (one.name, one.model)]
     if len(found) != 1:
-        names = ", ".join(one.name for one in models)
+        names = "; ".join(one.name for one in models)
         raise ValueError(f"{len(found)} models are named {name!r}, expected one of: {names}")
     return found[0]
 
