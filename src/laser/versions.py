@@ -25,6 +25,17 @@ def installed(*names: str) -> str | None:
     return None
 
 
+def recorded(*names: str) -> dict[str, str]:
+    """Versions as a file records them; "unknown" for what is not installed, as when run from a source tree."""
+    found = {}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "unknown"
+    return found
+
+
 def _minor(found: str | None) -> str | None:
     return ".".join(found.split(".")[:2]) if found else None
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from laser.train import loggers
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -48,3 +54,39 @@ def test_a_run_goes_on_without_the_network(tmp_path: Path, capfd, mode):
     wandb.finish()
     assert list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
     assert ("cannot be reached" in capfd.readouterr().err) == (mode == "online")
+
+
+BARE = """
+import importlib.metadata, json, sys
+sys.modules["wandb"] = None
+found = importlib.metadata.version
+def version(name):
+    if name == "laser-ctr":
+        raise importlib.metadata.PackageNotFoundError(name)
+    return found(name)
+importlib.metadata.version = version
+from laser.cli import main
+sys.exit(main(json.load(sys.stdin)))
+"""
+"""A process without the package wandb, in which the project is not installed."""
+
+
+@pytest.mark.timeout(120)
+def test_a_run_goes_on_without_wandb_and_without_an_installation(prepared: Path, tmp_path: Path):
+    recipes = ["-c", str(ROOT / "conf/demo.yaml"), "--data.path", str(prepared)]
+    short = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1"]
+    launch = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PL_GLOBAL_SEED")
+    done = subprocess.run(
+        [sys.executable, "-c", BARE],
+        input=json.dumps(["fit", *recipes, *short, "--trainer.default_root_dir", str(tmp_path / "run")]),
+        capture_output=True,
+        text=True,
+        env={name: value for name, value in os.environ.items() if name not in launch},
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stderr.count("the package wandb is not installed") == 1
+    assert (tmp_path / "run" / "metrics.csv").read_text().count("\n") > 1
+    assert not list(tmp_path.glob("**/wandb*"))
+    (facts,) = (tmp_path / "run" / "checkpoints").glob("best.ckpt/facts.json")
+    assert json.loads(facts.read_text())["versions"]["laser-ctr"] == "unknown"

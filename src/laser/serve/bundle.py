@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from laser.schema import Kind, Schema
 from laser.serve.ids import Codes, read_codes
 from laser.serve.rows import PRECISIONS, Table
 from laser.tensor_file import read_tensors
+from laser.versions import recorded
 
 FORMAT = 1
 FACTS, SCHEMA, WEIGHTS, TABLES, ITEMS, IDS, GOLDEN = (
@@ -121,7 +121,7 @@ def checksum(file: Path) -> int:
 
 def code_versions() -> dict[str, str]:
     """Versions of the code that writes a bundle."""
-    return {name: version(name) for name in ("laser-ctr", "torch", "torchrec")}
+    return recorded("laser-ctr", "torch", "torchrec")
 
 
 def _read_facts(path: Path) -> dict[str, Any]:

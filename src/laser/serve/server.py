@@ -10,7 +10,6 @@ It reads and scores; it changes nothing. Every mistake is one sentence under ``d
 from __future__ import annotations
 
 import socket
-from importlib.metadata import version
 from importlib.resources import files
 from itertools import islice
 from typing import Annotated, Any
@@ -27,6 +26,7 @@ from laser.serve.explanation import Explainer, Explanation, RawValues
 from laser.serve.limits import Gate, Limits
 from laser.serve.requests import Request
 from laser.serve.scorer import Scorer
+from laser.versions import recorded
 
 SHOWN = 100
 """Users, items and values of a context field that the page offers."""
@@ -93,7 +93,7 @@ class Model(BaseModel):
 def create_app(scorer: Scorer, limits: Limits = Limits()) -> Any:  # noqa: B008
     """The application, behind its limits; any ASGI server runs it."""
     responses: Any = {status: {"model": Problem} for status in (400, 408, 413, 422, 503)}
-    app = FastAPI(title="LASER", version=version("laser-ctr"), description=__doc__, responses=responses)
+    app = FastAPI(title="LASER", version=recorded("laser-ctr")["laser-ctr"], description=__doc__, responses=responses)
     explainer = Explainer(scorer) if isinstance(scorer.engine.network, Laser) else None
     about = _about(scorer)
 

@@ -22,7 +22,6 @@ import pickle
 import shutil
 import warnings
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +43,7 @@ from laser.train.checkpoint_files import (
 )
 from laser.train.optim import SparseDenseOptimizer, dense_parameters, fused_state
 from laser.train.sharding import sharded_collections
+from laser.versions import recorded
 
 FORMAT = 2
 FACTS, TRAINER = "facts.json", "trainer.pt"
@@ -182,7 +182,7 @@ def read_trainer_state(path: Path) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Versions of the code that writes a checkpoint."""
-    return {name: version(name) for name in ("laser-ctr", "torch", "torchrec", "lightning")}
+    return recorded("laser-ctr", "torch", "torchrec", "lightning")
 
 
 def first_cause(error: BaseException) -> str:
