@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from jsonargparse.typing import NonNegativeInt
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from laser.train.callbacks import RunRecord, Throughput
 from laser.train.checkpoint import read_facts
@@ -194,6 +196,10 @@ def checkpoint_path(given: str | None, run: Path, verb: str | None, warm: bool) 
 def _place_in_run(trainer: Any, run: Path, first_step: int) -> None:
     """Give loggers and checkpoints that name no folder their place in the run's."""
     loggers = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
+    if find_spec("wandb") is None and any(_is_wandb(logger) for logger in loggers):
+        loggers = trainer.logger = [logger for logger in loggers if not _is_wandb(logger)]
+        if getattr(rank_zero_only, "rank", 0) == 0:
+            print("laser: the package wandb is not installed; this run is not logged there", file=sys.stderr)
     for logger in loggers:
         arguments = getattr(logger, "init_args", None)
         if arguments is None:
@@ -207,6 +213,10 @@ def _place_in_run(trainer: Any, run: Path, first_step: int) -> None:
         arguments = getattr(callback, "init_args", None)
         if arguments is not None and "dirpath" in arguments and arguments.dirpath is None:
             arguments.dirpath = str((run / CHECKPOINTS).absolute())
+
+
+def _is_wandb(logger: Any) -> bool:
+    return getattr(logger, "class_path", "") == "laser.train.loggers.WandbLog"
 
 
 def run_training(arguments: list[str]) -> None:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import csv
 import os
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
-from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 INIT_SECONDS = 30.0
@@ -94,7 +92,7 @@ class WandbLog(WandbLogger):
 
     Under ``wandb agent`` it is online, as a sweep needs its server. When it is online and the server does not
     answer within half a minute, or there is no key, the run is logged offline. Where the package wandb is not
-    installed, that is said once and what is made logs nothing.
+    installed, the command line leaves this logger out and says so.
 
     Args:
         project: name of the project.
@@ -104,16 +102,6 @@ class WandbLog(WandbLogger):
         group: of the run; ``None`` takes WANDB_RUN_GROUP from the environment, as ``laser study`` sets it.
         system_metrics: log load and memory of processors and GPUs, every 15 seconds.
     """
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        """A logger of nothing in place of one that cannot be."""
-        if find_spec("wandb") is not None:
-            return super().__new__(cls)
-        if getattr(rank_zero_only, "rank", 0) == 0:
-            print(
-                "laser: the package wandb is not installed; this run is not logged to Weights & Biases", file=sys.stderr
-            )
-        return DummyLogger()
 
     def __init__(
         self,
