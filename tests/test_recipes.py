@@ -22,7 +22,9 @@ from laser.train.module import CTRModule
 
 CONF = Path(__file__).parents[1] / "conf"
 RECIPES = sorted(CONF.glob("*.yaml"))
-COMPLETE = [path for path in RECIPES if "model" in yaml.safe_load(path.read_text())]
+COMPLETE = [path for path in RECIPES if {"model", "trainer"} <= set(yaml.safe_load(path.read_text()))]
+OF_ONE_DATA_SET = {"assistments_matched": "'problem' is no embedded field of the history"}
+"""Overlays that name fields of their data set, and how they say that another has none such."""
 ABLATIONS = sorted((CONF / "ablations").glob("*.yaml"))
 SCRIPT = """
 import json, sys
@@ -64,6 +66,10 @@ def fit_and_test(recipes: list[str], prepared: Path, tmp_path: Path) -> str:
 
 @pytest.mark.parametrize("path", RECIPES, ids=[path.stem for path in RECIPES])
 def test_recipe_trains(path, prepared, tmp_path):
+    if (expected := OF_ONE_DATA_SET.get(path.stem)) is not None:
+        with pytest.raises(AssertionError, match=expected):
+            fit_and_test(recipe_options(path), prepared, tmp_path)
+        return
     assert "not used" not in fit_and_test(recipe_options(path), prepared, tmp_path)
     assert json.loads((tmp_path / "metrics.json").read_text())["test"]["samples"] > 0
 

@@ -7,6 +7,7 @@ import os
 import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -82,9 +83,14 @@ def records(run: Path) -> dict[str, list]:
 
     found: dict[str, list] = {}
     for file in sorted((run / "wandb").glob("offline-run-*/*.wandb")):
-        read = [wandb_internal_pb2.Record.FromString(record) for record in stored(file)]
-        name = next(record.run.display_name for record in read if record.WhichOneof("record_type") == "run")
-        found[name] = read
+        end = time.monotonic() + 30
+        names: list[str] = []
+        while not names and time.monotonic() < end:  # its own process writes the file
+            read = [wandb_internal_pb2.Record.FromString(record) for record in stored(file)]
+            names = [record.run.display_name for record in read if record.WhichOneof("record_type") == "run"]
+            time.sleep(0 if names else 0.5)
+        assert names, f"{file} names no run after half a minute: {file.stat().st_size} bytes"
+        found[names[0]] = read
     return found
 
 
