@@ -24,145 +24,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import ProfilerActivity, profile
+from workload import Step, make_batch, make_schema, wait
 
 from laser.batch import Batch
-from laser.data.distinct import distinct_ids
-from laser.model.embeddings import initial_rows
-from laser.model.laser import Laser
-from laser.schema import Feature, Kind, Schema
 from laser.train.callbacks import device_name
-from laser.train.module import local_loss
-from laser.train.optim import DenseOptimizer, TableOptimizer, build_optimizer, dense_parameters, fill_accumulators
-from laser.train.placement import Sharding
 from laser.train.profiling import COLLECTIVE
-from laser.train.sharding import shard_collections, sharded_collections
 
 WARM_UP, PROFILED = 5, 3
-SEED = 0
 COLLECTIVE_OF_THE_HOST = ("gloo:", "nccl:")
-
-
-def make_schema(rows: int, width: int) -> Schema:
-    """An item, its category, an action of each event, a context field."""
-    sized = {"width": width}
-    return Schema(
-        "random",
-        (
-            Feature(name="user", kind=Kind.USER, dtype="uint32", cardinality=1000),
-            Feature(name="item", kind=Kind.ITEM, dtype="uint32", cardinality=rows, table="item", **sized),
-            Feature(name="category", kind=Kind.ITEM_SIDE, dtype="uint32", cardinality=1000, table="category", **sized),
-            Feature(name="action", kind=Kind.EVENT_SIDE, dtype="uint8", cardinality=8, table="action", **sized),
-            Feature(name="device", kind=Kind.CONTEXT, dtype="uint8", cardinality=16, table="device", **sized),
-            Feature(name="click", kind=Kind.LABEL, dtype="uint8"),
-            Feature(name="timestamp", kind=Kind.TIMESTAMP, dtype="int64"),
-        ),
-    )
-
-
-def make_batch(schema: Schema, samples: int, events: int, world_size: int, generator: torch.Generator) -> Batch:
-    """``samples`` samples with histories of 0 to 2 ``events`` events."""
-
-    def ids(feature: Feature, count: int) -> Tensor:
-        assert feature.cardinality is not None
-        skewed = torch.rand(count, generator=generator, dtype=torch.float64)
-        return (feature.cardinality**skewed).long().clamp(max=feature.cardinality - 1)
-
-    lengths = torch.randint(0, 2 * events + 1, (samples,), generator=generator)
-    total = int(lengths.sum())
-    order = torch.arange(samples)
-    history = {feature.name: ids(feature, total) for feature in schema.history}
-    target = {feature.name: ids(feature, samples) for feature in schema.target}
-    context = {feature.name: ids(feature, samples) for feature in schema.context}
-    fields = [{name: values.numpy() for name, values in group.items()} for group in (history, target, context)]
-    distinct, place = distinct_ids(schema, *fields)  # as the loader's threads do
-    return Batch(
-        history=history,
-        off_U1=torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)]),
-        age_T=torch.rand(total, generator=generator) * 1e6 + 1,
-        history_of_B=order,
-        target=target,
-        context=context,
-        label_B=torch.randint(0, 2, (samples,), generator=generator).float(),
-        user_B=order,
-        timestamp_B=order,
-        row_B=order,
-        history_key_U=order,
-        step=0,
-        global_size=samples * world_size,
-        distinct={name: torch.from_numpy(values) for name, values in distinct.items()},
-        place={name: torch.from_numpy(values) for name, values in place.items()},
-    )
-
-
-class Step:
-    """Forward, backward and update of one variant."""
-
-    def __init__(self, options: argparse.Namespace, schema: Schema, device: torch.device) -> None:
-        self.device = device
-        self.world_size = dist.get_world_size()
-        self.autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=options.precision == "bf16-mixed")
-        torch.manual_seed(SEED)
-        network = Laser(schema, seed=SEED, table_device="meta" if options.variant == "tables" else None)
-        table, dense = TableOptimizer(), DenseOptimizer()
-        ids = [device.index] if device.type == "cuda" else None
-        if options.variant == "tables":
-            shard_collections(network, Sharding(), table, device)
-            for _, collection in sharded_collections(network):
-                fill_accumulators(collection.fused_optimizer, table)
-                for key, weight in collection.state_dict().items():
-                    for shard in weight.local_shards():
-                        first, (rows, width) = shard.metadata.shard_offsets[0], shard.metadata.shard_sizes
-                        name = key.split(".")[1]
-                        shard.tensor.copy_(initial_rows(name, first, first + rows, width, SEED, 0.02))
-            network.to(device)
-            shards = [f"{n}.{key}" for n, c in sharded_collections(network) for key, _ in c.named_parameters()]
-            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(network, shards)
-            fused = [collection.fused_optimizer for _, collection in sharded_collections(network)]
-            optimizer = build_optimizer(dense_parameters(network), fused, table, dense)
-            self.push, self.optimizers = optimizer.push_table_learning_rate, [optimizer.dense]
-        else:
-            network.to(device)
-            tables = [p for name, p in network.named_parameters() if ".collections." in name]
-            others = {name: p for name, p in network.named_parameters() if ".collections." not in name}
-            self.push = lambda: None
-            self.optimizers: list[Any] = [
-                torch.optim.Adagrad(tables, lr=table.learning_rate, initial_accumulator_value=0.1, eps=table.eps),
-                dense.build(others),
-            ]
-        self.network: nn.Module = DistributedDataParallel(network, device_ids=ids)
-
-    def forward(self, batch: Batch) -> None:
-        with self.autocast():
-            output = self.network(batch)
-        self.loss = local_loss(output.logit_B, batch, self.world_size, output.auxiliary_loss)
-
-    def backward(self, _batch: Batch) -> None:
-        self.loss.backward()
-
-    def update(self, _batch: Batch) -> None:
-        for optimizer in self.optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
-        self.push()
-
-    def step(self, batch: Batch) -> None:
-        self.forward(batch)
-        self.backward(batch)
-        self.update(batch)
-
-
-def wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def timed(work: Callable[[Batch], None], batch: Batch, device: torch.device) -> float:
@@ -178,8 +53,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     device = torch.device("cuda", rank) if options.device == "cuda" else torch.device("cpu")
     schema = make_schema(options.rows, options.width)
     generator = torch.Generator().manual_seed(1000 + rank)
-    batches = [make_batch(schema, options.batch, options.events, world_size, generator).to(device) for _ in range(4)]
-    work = Step(options, schema, device)
+    lengths = [torch.randint(0, 2 * options.events + 1, (options.batch,), generator=generator) for _ in range(4)]
+    batches = [make_batch(schema, each, generator, world_size=world_size).to(device) for each in lengths]
+    work = Step(schema, device, sharded=options.variant == "tables", half=options.precision == "bf16-mixed")
     for n in range(WARM_UP):
         work.step(batches[n % 4])
     parts: dict[str, list[float]] = {"forward": [], "backward": [], "update": [], "step": []}
