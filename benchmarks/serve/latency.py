@@ -1,7 +1,7 @@
 """Latency of a score request: from raw ids to probabilities, store read included, one request at a time.
 
     python benchmarks/serve/latency.py --out results [--device cuda] [--threads 2] [--lengths 200 1000 10000]
-        [--candidates 1 100 1000] [--models laser naive transformer din] [--tables fp32] [--seconds 20]
+        [--candidates 1 100 1000] [--models laser naive transformer din] [--tables fp32] [--seconds 20] [--limit 90]
 
 Random weights of the paper's widths (d = 128, segments of 10, RankMixer of 16 x 256) and a store of users with exactly
 that many events. Every request is for the next user, with candidates drawn at random. Ways:
@@ -12,7 +12,10 @@ that many events. Every request is for the next user, with candidates drawn at r
 - ``transformer``, ``din``: in LASER's place, between the same inputs and head, through the same scorer.
 
 ``cpu_p50_ms`` is the processor time of the process, which depends less on what else runs on the machine.
-A case ends after ``--seconds`` or 1000 requests, but not before 5. p99 is the largest where there are fewer than 100.
+A case ends after ``--seconds`` or 1000 requests, but not before 3. p99 is the largest where there are fewer than 100.
+``--limit`` shares so many seconds out among the cases. A case is left out, and says so, where a smaller one of the same
+way leads to expect that three of its requests take more than six times its share, or where memory is not enough.
+The report is written anew after each case.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from measuring import machine
 
 from laser.data.prepared import PreparedData
 from laser.model.embeddings import initial_rows
@@ -134,18 +138,19 @@ def requests(
             yield lambda user=user, candidates=candidates, now=now: scorer.score(user, candidates, {"hour": 1}, now + 1)
 
 
-def measure(calls: Iterator[Callable], seconds: float) -> dict[str, float]:
+def measure(calls: Iterator[Callable], seconds: float) -> dict[str, Any]:
+    start = time.perf_counter()
     next(calls)()
     times: list[float] = []
     processor: list[float] = []
-    while len(times) < 5 or (sum(times) < seconds and len(times) < 1000):
+    if time.perf_counter() - start > 6 * seconds:  # not warm, but all that there is time for
+        return {"p50_ms": round(1e3 * (time.perf_counter() - start), 3), "requests": 1}
+    while len(times) < 3 or (sum(times) < seconds and len(times) < 1000):
         call = next(calls)
         start, used = time.perf_counter(), time.process_time()
         call()
         times.append(time.perf_counter() - start)
         processor.append(time.process_time() - used)
-        if len(times) >= 3 and sum(times) > 6 * seconds:
-            break
     return {
         "p50_ms": round(1e3 * float(np.median(times)), 3),
         "p99_ms": round(1e3 * float(np.quantile(times, 0.99) if len(times) >= 100 else max(times)), 3),
@@ -154,7 +159,45 @@ def measure(calls: Iterator[Callable], seconds: float) -> dict[str, float]:
     }
 
 
-def main() -> None:
+def expected_ms(found: list[dict[str, Any]], way: str, length: int, size: int) -> float:
+    """Of a request, at least, by smaller cases of a way whose cost grows with candidates times events."""
+    if way.startswith("laser"):
+        return 0.0
+    smaller = [
+        case["p50_ms"] * (size / case["candidates"]) * (length / case["length"]) / 2
+        for case in found
+        if case["way"] == way and case["candidates"] <= size and case["length"] <= length and case.get("p50_ms", 0) > 50
+    ]
+    return max(smaller, default=0.0)
+
+
+def measure_all(
+    options: argparse.Namespace, bundles: dict[str, Path], vault: SeqVault, rng: np.random.Generator
+) -> Iterator[list[dict[str, Any]]]:
+    """All cases so far, after each."""
+    found: list[dict[str, Any]] = []
+    end = time.monotonic() + options.limit
+    total = len(options.models) * len(options.lengths) * len(options.candidates)
+    for way in options.models:
+        scorer = Scorer(bundles[SAME_AS.get(way, way)], vault, device=options.device, cache_bytes=4 << 30)
+        for place, length in enumerate(options.lengths):
+            scorer.max_history = length  # appends do not make it longer
+            for size in options.candidates:
+                seconds = min(options.seconds, max(0.1, end - time.monotonic()) / (total - len(found)))
+                case: dict[str, Any] = {"way": way, "length": length, "candidates": size}
+                if (expected := expected_ms(found, way, length, size)) > 2e3 * seconds:
+                    case["left_out"] = f"a request takes more than {expected / 1e3:.1f} s"
+                else:
+                    try:
+                        case |= measure(requests(way, place, length, size, scorer, rng), seconds)
+                    except torch.OutOfMemoryError:
+                        case["left_out"] = "memory is not enough"
+                found.append(case)
+                print(json.dumps(case), flush=True)
+                yield found
+
+
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--device", default="cpu")
@@ -163,12 +206,20 @@ def main() -> None:
     parser.add_argument("--candidates", type=int, nargs="+", default=[1, 100, 1000])
     parser.add_argument("--models", nargs="+", default=["laser", "laser cold", "naive", "transformer", "din"])
     parser.add_argument("--tables", default="fp32")
-    parser.add_argument("--seconds", type=float, default=20.0)
-    options = parser.parse_args()
+    parser.add_argument("--seconds", type=float, default=20.0, help="of a case")
+    parser.add_argument("--limit", type=float, default=float("inf"), help="seconds of all cases, about")
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = arguments()
     torch.set_num_threads(options.threads)
     rng = np.random.default_rng(0)
     work = Path(tempfile.mkdtemp())
-    found = []
+    device = torch.cuda.get_device_name() if options.device == "cuda" else f"{platform.machine()} CPU"
+    about = {"device": device, "threads": options.threads, "torch": torch.__version__, "tables": options.tables}
+    about |= {"event_fields": names(schema().event), **machine()}
+    options.out.mkdir(parents=True, exist_ok=True)
     try:
         data = write_data(work / "data", options.lengths, rng)
         with PreparedData(data) as prepared:
@@ -177,21 +228,10 @@ def main() -> None:
                 m: write_model(work / m, prepared, NETWORKS[m], max(options.lengths), options.tables) for m in models
             }
         with SeqVault.open(data / "vault", "a", sync="none") as vault:
-            for way in options.models:
-                scorer = Scorer(bundles[SAME_AS.get(way, way)], vault, device=options.device, cache_bytes=4 << 30)
-                for place, length in enumerate(options.lengths):
-                    scorer.max_history = length  # appends do not make it longer
-                    for size in options.candidates:
-                        took = measure(requests(way, place, length, size, scorer, rng), options.seconds)
-                        found.append({"way": way, "length": length, "candidates": size, **took})
-                        print(json.dumps(found[-1]), flush=True)
+            for found in measure_all(options, bundles, vault, rng):
+                (options.out / "latency.json").write_text(json.dumps(about | {"cases": found}, indent=1))
     finally:
         shutil.rmtree(work)
-    device = torch.cuda.get_device_name() if options.device == "cuda" else f"{platform.machine()} CPU"
-    about = {"device": device, "threads": options.threads, "torch": torch.__version__, "tables": options.tables}
-    options.out.mkdir(parents=True, exist_ok=True)
-    about["event_fields"] = names(schema().event)
-    (options.out / "latency.json").write_text(json.dumps(about | {"cases": found}, indent=1))
 
 
 if __name__ == "__main__":

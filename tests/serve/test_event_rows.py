@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 import torch
 from hypothesis import given, settings
@@ -56,3 +58,15 @@ def test_the_least_recently_used_user_leaves():
     assert rows.computed == before
     rows.of(1, histories[1])
     assert rows.computed == before + 4
+
+
+def test_what_was_read_for_others_is_not_held():
+    """Histories of many requests are read into one piece of memory."""
+    rows = EventRows(compute, "time", 10_000)
+    read = {"time": np.arange(1000), "item": np.zeros(1000, int)}
+    gone = [weakref.ref(values) for values in read.values()]
+    for events in ({name: values[:5] for name, values in read.items()}, {n: v[1:4] for n, v in read.items()}):
+        rows.of(1, events)
+    del read, events
+    assert [ref() for ref in gone] == [None, None]
+    assert (rows.reused, rows.computed) == (3, 5)

@@ -49,7 +49,7 @@ def address(trained, prepared: Path, tmp_path_factory) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
         assert server.poll() is None, errors.read_text()  # nothing that was asked took it down
         server.terminate()
-        server.wait(60)
+        assert server.wait(60) == 0
         assert "Traceback" not in errors.read_text()
     finally:
         server.kill()

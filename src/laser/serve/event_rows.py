@@ -58,12 +58,14 @@ class EventRows:
         first, same = (0, 0) if kept is None else self._overlap(kept.events, events)
         if same == length:
             assert kept is not None
-            row_LC = kept.row_LC[first : first + same]
-        else:
-            row_LC = self._compute({name: values[same:] for name, values in events.items()})
-            if kept is not None and same:
-                row_LC = torch.cat([kept.row_LC[first : first + same], row_LC])
-        self._keep(key, _Kept(events, row_LC), same, length - same)
+            self._keep(key, kept, same, 0)
+            return kept.row_LC[first : first + same]
+        row_LC = self._compute({name: values[same:] for name, values in events.items()})
+        if kept is not None and same:
+            row_LC = torch.cat([kept.row_LC[first : first + same], row_LC])
+        # Copied: what was read for many requests at once lies in one piece of memory, which must not be held for one.
+        copied = {name: values.copy() for name, values in events.items()}
+        self._keep(key, _Kept(copied, row_LC), same, length - same)
         return row_LC
 
     def _overlap(self, old: Events, new: Events) -> tuple[int, int]:

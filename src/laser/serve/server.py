@@ -9,6 +9,7 @@ It reads and scores; it changes nothing. Every mistake is one sentence under ``d
 
 from __future__ import annotations
 
+import signal
 import socket
 from importlib.resources import files
 from itertools import islice
@@ -188,6 +189,12 @@ def run(scorer: Scorer, host: str, port: int, limits: Limits) -> None:
     """
     import uvicorn
 
+    # uvicorn raises the signal again when it has stopped: this ends the process with 0 and closes what is open.
+    signal.signal(signal.SIGTERM, _end)
     with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:
         config = uvicorn.Config(create_app(scorer, limits), log_level="warning", timeout_graceful_shutdown=10)
         uvicorn.Server(config).run(sockets=[listener])
+
+
+def _end(_number: int, _frame: Any) -> None:
+    raise SystemExit(0)
