@@ -1,0 +1,105 @@
+"""Nothing in the training loop waits for the GPU, but for TorchRec's exchange of the sizes of look-ups.
+
+CUDA's debug mode tells of each wait. Of the steps of a real run all is watched: loader, copy to the device, forward,
+backward, clipping, update, logging.
+"""
+
+from __future__ import annotations
+
+import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import lightning.pytorch as pl
+import pytest
+import torch
+import torch.distributed as dist
+
+from laser.model.laser import Laser
+from laser.train.datamodule import CTRDataModule
+from laser.train.module import CTRModule
+from laser.train.optim import DenseOptimizer, TableOptimizer
+from laser.train.strategy import TorchRecStrategy
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU to wait for")
+
+ALLOWED = ("torchrec/distributed/dist_data.py", "torchrec/sparse/jagged_tensor.py")
+FIRST, LAST = 6, 12
+"""Steps that are watched; before them kernels are compiled and memory is allocated."""
+
+
+class Watch(pl.Callback):
+    """Switches the debug mode: waits of the backward pass, which has a thread of its own, raise at once."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        torch.cuda.set_sync_debug_mode("warn" if FIRST <= batch_idx < LAST else "default")
+
+    def on_before_backward(self, trainer, pl_module, loss) -> None:
+        if torch.cuda.get_sync_debug_mode():
+            torch.cuda.set_sync_debug_mode("error")
+
+    def on_after_backward(self, trainer, pl_module) -> None:
+        if torch.cuda.get_sync_debug_mode():
+            torch.cuda.set_sync_debug_mode("warn")
+
+
+@contextmanager
+def places_of_waits() -> Iterator[list[list[str]]]:
+    """Stacks, innermost first, of where the host waited while the debug mode was "warn"."""
+    found: list[list[str]] = []
+
+    def note(message, *_arguments, **_options) -> None:
+        if "synchroniz" in str(message):
+            frames = [frame for frame in traceback.extract_stack()[:-1] if not frame.filename.endswith("/warnings.py")]
+            found.append([f"{frame.filename}:{frame.lineno}" for frame in reversed(frames)][:6])
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = note
+        try:
+            yield found
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_wait_is_seen():
+    value = torch.ones((), device="cuda")
+    with places_of_waits() as waits:
+        torch.cuda.set_sync_debug_mode("warn")
+        value.item()
+    assert len(waits) == 1
+    assert waits[0][0].startswith(__file__)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_the_training_loop_does_not_wait(prepared: Path, tmp_path: Path, precision: str):
+    network = partial(Laser, width=32, mixer_tokens=4, mixer_width=32, event_dropout=0.1, token_dropout=0.1)
+    module = CTRModule(network, TableOptimizer(), DenseOptimizer())
+    trainer = pl.Trainer(
+        accelerator="gpu",
+        devices=1,
+        strategy=TorchRecStrategy(),
+        precision=precision,
+        max_steps=LAST + 2,
+        gradient_clip_val=10.0,
+        limit_val_batches=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        default_root_dir=tmp_path,
+        callbacks=[Watch()],
+    )
+    try:
+        with places_of_waits() as waits:
+            trainer.fit(module, datamodule=CTRDataModule(str(prepared), batch_size=64, max_history=20))
+        assert trainer.global_step == LAST + 2
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+    ours = [stack for stack in waits if not stack[0].rsplit(":", 1)[0].endswith(ALLOWED)]
+    assert not ours, "\n".join(" < ".join(stack) for stack in ours)
