@@ -494,6 +494,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("results"))
     parser.add_argument("--seconds", type=float, default=170.0, help="start nothing new after this many seconds")
     parser.add_argument("--only", default="", help="checks and measurements whose name has this in it")
+    parser.add_argument("--checks", action="store_true", help="measure nothing; exit with 1 if a check fails")
     options = parser.parse_args()
     machine = {
         "device": torch.cuda.get_device_name() if CUDA else platform.processor() or "cpu",
@@ -505,11 +506,13 @@ def main() -> None:
         machine["triton"] = triton.__version__
     print(machine, flush=True)
     report = Report(options.seconds, options.only)
-    for part in (correctness, measure):
+    for part in (correctness,) if options.checks else (correctness, measure):
         part(report)
     write(report, options.out, machine)
     bad = [row["what"] for row in report.rows if "failed" in row or row.get("ok") is False]
     print(f"{len(bad)} failed: {bad}" if bad else "all checks passed")
+    if options.checks and (bad or not report.rows):
+        raise SystemExit(1 if bad else f"no check has {options.only!r} in its name")
 
 
 if __name__ == "__main__":
