@@ -1,11 +1,13 @@
 """From an event in a Redis stream to its first appearance in a read, or in a score, through ``laser vault follow``.
 
-    PYTHONPATH=benchmarks/seqvault python benchmarks/serve/freshness.py --events 2000 --rate 200
-    PYTHONPATH=benchmarks/seqvault python benchmarks/serve/freshness.py --events 2000 --rate 200 --bundle PATH
+    PYTHONPATH=benchmarks/seqvault:. python benchmarks/serve/freshness.py --events 2000 --rate 200
+    PYTHONPATH=benchmarks/seqvault:. python benchmarks/serve/freshness.py --events 2000 --rate 200 --score
+    PYTHONPATH=benchmarks/seqvault:. python benchmarks/serve/freshness.py --events 2000 --rate 200 --bundle PATH
 
 Three processes: Redis, the follower, and this one, which adds events and reads them back from the vault's folder
-(``refresh`` and ``read``) until each is there. With ``--bundle`` it scores ``--candidates`` items of that user, one
-request after the other; an event has arrived when the first score whose history has it is there.
+(``refresh`` and ``read``) until each is there. With ``--bundle``, or ``--score``, which makes one from a generated log,
+it scores ``--candidates`` items of one user, one request after the other; an event has arrived when the first score
+whose history has it is there.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from typing import Any
 
 import numpy as np
 from measuring import redis_server, report
+from served_model import make_bundle, raw_values
 
 from laser.schema import Kind
 from laser.seqvault import Field, Ragged, SeqVault
@@ -75,7 +78,10 @@ def scoring(bundle: Bundle, vault: SeqVault, candidates: int) -> tuple[int, Any]
     counted = Counted(vault)
     scorer = Scorer(bundle, counted)
     context = {feature.name: None for feature in scorer.schema.of_kind(Kind.CONTEXT)}
-    request = Request(USER, list(range(1, candidates + 1)), context, LATER)
+    raw = raw_values(bundle)
+    items = raw[scorer.schema.item.name]
+    chosen = (items * (1 + candidates // len(items)))[:candidates]
+    request = Request(raw[scorer.schema.user.name][0], chosen, context, LATER)
 
     def look() -> int:
         scorer.score_many([request])
@@ -91,6 +97,7 @@ def main() -> None:
     parser.add_argument("--events", type=int, default=2000)
     parser.add_argument("--rate", type=float, default=200, help="events a second")
     parser.add_argument("--bundle", type=Path, help="that laser export wrote: score with it instead of reading")
+    parser.add_argument("--score", action="store_true", help="with a bundle that is made first")
     parser.add_argument("--candidates", type=int, default=100, help="of a score")
     parser.add_argument("--redis_port", type=int, default=27_380)
     parser.add_argument("--out", type=Path, help="where to write the report, without suffix")
@@ -99,6 +106,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, redis_server(Path(folder) / "redis", options.redis_port):
         path = Path(folder) / "vault"
         bundle = Bundle.open(options.bundle) if options.bundle else None
+        if options.score:
+            bundle, _ = make_bundle(Path(folder) / "made", events=60_000, users=150, steps=50, max_history=1000)
         SeqVault.create(path, bundle.schema if bundle else [Field("time", "int64")]).close()
         source = f"redis://127.0.0.1:{options.redis_port}/0?stream=events"
         command = [sys.executable, "-m", "laser.cli", "vault", "follow", str(path), source]
@@ -117,12 +126,12 @@ def main() -> None:
         assert follower.wait() == 0
     quantiles = {f"p{each:g} ms": float(np.percentile(delays, each)) for each in (50, 90, 99, 100)}
     report(
-        "From an event to a score" if options.bundle else "From an event to a read",
+        "From an event to a score" if bundle else "From an event to a read",
         {"Redis stream": quantiles},
         {
             "events": options.events,
             "a second": options.rate,
-            "candidates": options.candidates if options.bundle else "-",
+            "candidates": options.candidates if bundle else "-",
         },
         options.out,
     )

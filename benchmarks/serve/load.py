@@ -129,13 +129,12 @@ def main() -> int:
         codes = servers.stop()
         acknowledged = [each for _, _, appends, _ in found for each in appends]
         missing, double = traffic.missing_or_double(vault, catalogue, acknowledged)
-    told = vars(options) | {
+    told = {name: value for name, value in vars(options).items() if name not in ("out", "kill")} | {
         "killed and restarted": killed, "events acknowledged": sum(len(times) for _, times in acknowledged),
         "of these missing, stored twice": f"{missing}, {double}", "calls that failed": sum(each[3] for each in found),
         "largest difference of a score to a new scorer's": f"{difference:.1e}",
         "exit codes of front and service at the end": f"{codes[0]}, {codes[1]}",
     }  # fmt: skip
-    told["out"] = str(told.pop("out"))
     taken = np.concatenate([each[1] for each in found])
     report("Mixed traffic", slices(taken, memory, options.minutes * 60), told, options.out)
     return 0 if missing == double == 0 and codes == (0, 0) and difference < ROUNDING else 1

@@ -79,13 +79,10 @@ class Catalogue:
 
     @classmethod
     def of(cls, bundle: Bundle, vault: Path) -> Catalogue:
-        codes, schema = bundle.codes(), bundle.schema
-        raw = {name: list(code.by_text or code.sorted_raw.tolist()) for name, code in codes.items() if _listed(code)}
+        schema, raw = bundle.schema, raw_values(bundle)
         users = raw[schema.user.name]
-        context = {
-            f.name: raw[f.name][0] if f.name in raw else 0 for f in schema.of_kind(Kind.CONTEXT) if f.table is not None
-        }
-        keys = codes[schema.user.name](users, "user")
+        context = {f.name: raw[f.name][0] for f in schema.of_kind(Kind.CONTEXT) if f.table is not None}
+        keys = bundle.codes()[schema.user.name](users, "user")
         with SeqVault.open(vault) as opened:
             last = opened.read(keys, last_n=1)[schema.timestamp.name]
         return cls(users, keys, raw[schema.item.name], context, schema.event, int(last.max()) + 1)
@@ -100,8 +97,12 @@ class Catalogue:
         }
 
 
-def _listed(code) -> bool:
-    return bool(code.by_text) or code.sorted_raw is not None
+def raw_values(bundle: Bundle) -> dict[str, list]:
+    """Raw values of every feature, by its name."""
+    return {
+        name: list(code.by_text or (range(1, 1000) if code.sorted_raw is None else code.sorted_raw.tolist()))
+        for name, code in bundle.codes().items()
+    }
 
 
 class Front:
