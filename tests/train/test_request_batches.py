@@ -1,4 +1,4 @@
-"""One history for all candidates of a request: from the store through look-ups to the kernel, and the same gradients."""
+"""One history for all candidates of a request: from the store through look-ups to the kernel, with equal gradients."""
 
 from __future__ import annotations
 
