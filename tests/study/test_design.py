@@ -140,7 +140,7 @@ def tuned(tiny, write_study_yaml, tmp_path) -> Plan:
     trials = [{}, {"options": {"model.dense_optimizer.learning_rate": 0.01}}]
     settings = {"short": {"options": {"data.max_history": 6}}, "long": {"options": {"data.max_history": 12}}}
     content = {**tiny, "settings": settings, "tuning": {"seeds": [7, 8], "trials": trials, "setting": "long"}}
-    return Plan(read_study(write_study_yaml(tmp_path, content)), Store(tmp_path / "out"), "data")
+    return Plan(read_study(write_study_yaml(tmp_path, content)), Store(tmp_path / "out"), lambda path: "data")
 
 
 def test_the_trial_with_the_best_mean_validation_is_run_with_the_seeds(tuned):
@@ -163,7 +163,7 @@ def test_the_trial_with_the_best_mean_validation_is_run_with_the_seeds(tuned):
 
 
 def test_one_model_may_be_tuned_for_all(tuned):
-    plan = Plan(replace(tuned.study, tuning_model="laser"), tuned.store, "data")
+    plan = Plan(replace(tuned.study, tuning_model="laser"), tuned.store, tuned.data)
     assert plan.total == 4 + 8
     assert {step.run.model for step in plan.due()} == {"laser"}
     for trial, steps in enumerate(plan.tuning("laser", "long")):

@@ -52,7 +52,7 @@ def results(tiny, write_study_yaml, tmp_path_factory) -> Results:
         "short": {"options": {"data.max_history": 5}, "value": 5},
         "long": {"options": {"data.max_history": 9}, "value": 9},
     }
-    plan = Plan(read_study(write_study_yaml(root, content)), Store(root / "out"), "data")
+    plan = Plan(read_study(write_study_yaml(root, content)), Store(root / "out"), lambda path: "data")
     for step in plan.due():
         write_run(plan, step, STRENGTH[step.run.model])
     assert plan.due() == []

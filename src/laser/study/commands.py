@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import time
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 from laser.data.fingerprint import fingerprint
 from laser.study.design import Study, read_study
@@ -13,7 +15,6 @@ from laser.study.page import write_study
 from laser.study.progress import UNKNOWN, Plan
 from laser.study.results import collect
 from laser.study.runner import Limits, Runner, Stopped, duration
-from laser.study.runs import data_path, make_run
 from laser.study.slots import gpu_names
 from laser.study.store import Store
 
@@ -40,8 +41,9 @@ def main(arguments: list[str]) -> int:
         raise ValueError("two of these studies have the same name; give each its own")
     store = Store(options.out)
     with store.locked():
-        plans = make_plans(studies, store)
-        code = 0 if options.report else report_progress(plans, store, limits, not options.no_costs)
+        plans = make_plans(studies, store, options.models)
+        wanted = Wanted(not options.costs_only, not options.no_costs)
+        code = 0 if options.report else report_progress(plans, store, limits, wanted)
         for plan in plans:
             say(str(write_study(collect(plan))))
         if options.pack is not None:
@@ -62,7 +64,10 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--gpus", help="2: spread runs over the first two GPUs; 0,3: over these")
     found.add_argument("--minutes", type=float, help="start no run that would not end in this time")
     found.add_argument("--report", action="store_true", help="run nothing, write the reports of what is there")
-    found.add_argument("--no-costs", action="store_true", help="do not measure speed, memory and latency at the end")
+    found.add_argument("--models", help="run these only, such as laser,din; the report is of all that are done")
+    costs = found.add_mutually_exclusive_group()
+    costs.add_argument("--no-costs", action="store_true", help="do not measure speed, memory and latency at the end")
+    costs.add_argument("--costs-only", action="store_true", help="measure them of the models that have a tested run")
     found.add_argument("--pack", type=Path, help="write all results but checkpoints into this .tar.xz at the end")
     found.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="an option of laser fit for all runs"
@@ -77,18 +82,22 @@ def with_options(study: Study, said: list[str]) -> Study:
     return replace(study, options=study.options | dict(item.split("=", 1) for item in said))
 
 
-def make_plans(studies: list[Study], store: Store) -> list[Plan]:
-    """Plans of the studies; each data set's fingerprint is taken once."""
-    known: dict[Path, str] = {}
-    plans = []
+def make_plans(studies: list[Study], store: Store, models: str | None = None) -> list[Plan]:
+    """Plans of the studies; each data set's fingerprint is taken once, here, so that one that is missing is told now.
+
+    Args:
+        studies: the studies.
+        store: where results lie.
+        models: names of those to run, separated by commas; None means all.
+    """
+    wanted = frozenset(filter(None, (models or "").split(",")))
     for study in studies:
-        paths = {data_path(make_run(study, model, setting, 0, 0)) for model, setting in study.pairs}
-        if len(paths) > 1:
-            raise ValueError(f"study {study.name} has runs on several data sets ({', '.join(map(str, paths))})")
-        path = paths.pop()
-        if path not in known:
-            known[path] = fingerprint(path)
-        plans.append(Plan(study, store, known[path]))
+        if unknown := sorted(wanted - set(study.models)):
+            raise ValueError(f"--models names {unknown[0]!r}, study {study.name} has {', '.join(study.models)}")
+    known = cache(fingerprint)
+    plans = [Plan(study, store, known, models=wanted) for study in studies]
+    for plan in plans:
+        plan.data_sets()
     return plans
 
 
@@ -97,15 +106,22 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-def report_progress(plans: list[Plan], store: Store, limits: Limits, costs: bool) -> int:
+class Wanted(NamedTuple):
+    """What is to be done: training and testing, measuring of costs, or both."""
+
+    runs: bool
+    costs: bool
+
+
+def report_progress(plans: list[Plan], store: Store, limits: Limits, wanted: Wanted) -> int:
     """Run, and say what came of it."""
     done, total = sum(plan.done() for plan in plans), sum(plan.total for plan in plans)
     limit = "" if limits.seconds == UNKNOWN else f", for at most {duration(limits.seconds)}"
     print(f"laser study: {done} of {total} runs are done; {limits.jobs} at once{limit}", flush=True)
     code = 0
     try:
-        complete = Runner(plans, store, limits, say).run()
-        if complete and costs:
+        complete = not wanted.runs or Runner(plans, store, limits, say).run()
+        if complete and wanted.costs:
             say("laser study: measuring costs, one run a GPU at a time")
             alone = replace(limits, jobs=max(1, len(limits.gpus)))
             complete = Runner(plans, store, alone, say, costs=True).run()

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+BEST = ("auc", "gauc", "log_loss")
+"""Metrics whose best possible value a setting may give."""
 Options = dict[str, Any]
 """Options of ``laser fit`` by their dotted names."""
 
@@ -23,6 +25,7 @@ class Variant:
         options: single options; they go over all recipes.
         label: how reports name it; empty: its name.
         value: number that a setting stands for, such as a length or a depth; scaling laws are fitted over it.
+        best: test metrics of the best possible scores, by name, where the law of a setting's data is known.
         trials: trials of this model; the study's when there are none.
     """
 
@@ -30,6 +33,7 @@ class Variant:
     options: Options = field(default_factory=dict)
     label: str = ""
     value: float | None = None
+    best: dict[str, float] = field(default_factory=dict)
     trials: tuple[Variant, ...] = ()
 
 
@@ -103,7 +107,7 @@ class _Reader:
             name: self._model(model, name, shared) for name, model in self._named(content["models"], "models").items()
         }
         settings = {
-            name: self._variant(setting, f"settings.{name}")
+            name: self._setting(setting, f"settings.{name}")
             for name, setting in self._named(content.get("settings") or {"default": {}}, "settings").items()
         }
         study = Study(
@@ -157,7 +161,14 @@ class _Reader:
     def _model(self, content: Any, name: str, shared: tuple[Variant, ...]) -> Variant:
         model = self._variant(content, f"models.{name}", ("trials",))
         trials = self._trials(content.get("trials"), f"models.{name}.trials") if "trials" in content else shared
-        return Variant(model.recipes, model.options, model.label, model.value, trials)
+        return replace(model, trials=trials)
+
+    def _setting(self, content: Any, where: str) -> Variant:
+        setting = self._variant(content, where, ("best",))
+        best = self._mapping(content.get("best") or {}, f"{where}.best", BEST)
+        if wrong := [name for name, value in best.items() if not isinstance(value, int | float)]:
+            raise ValueError(f"{where}.best.{wrong[0]} of {self.path} is {best[wrong[0]]!r}, expected a number")
+        return replace(setting, best=best)
 
     def _variant(self, content: Any, where: str, more: tuple[str, ...] = ()) -> Variant:
         content = self._mapping(content, where, ("recipes", "options", "label", "value", *more))

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 
 from laser.study import plots
 from laser.study.plots import group_name, label_of, scaling_points, sequence_macs
-from laser.study.results import PairResult, Results
-from laser.study.statistics import PowerLaw, fit_power_law
+from laser.study.results import Pair, PairResult, Results
+from laser.study.statistics import METRICS, PowerLaw, fit_power_law
 from laser.study.verdicts import verdicts
 
 Table = list[list[str]]
@@ -22,10 +22,10 @@ METHOD = (
     "Means over seeds with 95 % intervals: after ± over seeds (Student's t), in brackets over users (bootstrap, {r} "
     "draws of users with all their rows, seeds as they are). Differences: the first minus the other, means over "
     "seeds, 95 % interval from drawing users for both and seeds for each; p of the same bootstrap, corrected for the "
-    "number of comparisons of a metric by Holm's method; beside it p of a t-test over seeds, paired, not corrected. "
-    "The best baseline is the one with the best validation AUC. Trials were chosen by validation AUC; test figures "
-    "were read of the chosen trial only. GAUC: mean of per-user AUCs weighted by the user's rows. ECE: 15 equal bins "
-    "of probability."
+    "number of comparisons of a metric on a data set by Holm's method; beside it p of a paired t-test over seeds, as "
+    "it is and corrected likewise. The best baseline is the one with the best validation AUC. Trials were chosen by "
+    "validation AUC; test figures were read of the chosen trial only. GAUC: mean of per-user AUCs weighted by the "
+    "user's rows. ECE: 15 equal bins of probability."
 )
 
 
@@ -69,6 +69,8 @@ def rows(results: Results) -> Iterable[dict[str, Any]]:
                 "label": study.models[model].label or model,
                 "setting": setting,
                 "value": study.settings[setting].value,
+                "data": record["data"],
+                "best_auc": study.settings[setting].best.get("auc"),
                 "trial": found.trial,
                 "trial_label": trial.label,
                 "seed": seed,
@@ -80,8 +82,8 @@ def rows(results: Results) -> Iterable[dict[str, Any]]:
                 "dense_parameters": facts["dense_parameters"],
                 "macs": facts.get("macs"),
                 "sequence_macs": facts.get("sequence_macs"),
-                "paper_sequence_macs": costs.get("paper_sequence_macs"),
-                "flops": costs.get("flops"),
+                "paper_sequence_macs": plots.known_fact(found, "paper_sequence_macs"),
+                "flops": plots.known_fact(found, "flops"),
                 "samples_per_second": costs.get("samples_per_second"),
                 "peak_memory_bytes": costs.get("peak_memory_bytes"),
                 "latency_ms_1": latency.get("1", {}).get("median"),
@@ -106,7 +108,10 @@ def page(results: Results, laws: dict[str, PowerLaw], shown: list[str]) -> list[
     study = results.plan.study
     lines = [f"# {study.title or study.name}", "", *verdicts(results), ""]
     lines += missing(results)
-    lines += ["## Test split", "", *table(quality(results)), ""]
+    lines += ["## Test split", ""]
+    for panel in results.panels():
+        title = plots.panel_title(results, panel)
+        lines += [f"### {title}", ""] * bool(title) + [*table(quality(results, panel)), ""]
     if results.comparisons:
         lines += ["## Comparisons", "", *table(comparisons(results)), ""]
     lines += ["## AUC by history length", "", *table(by_length(results)), ""]
@@ -125,14 +130,24 @@ def table(content: Table) -> list[str]:
     return ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *body)]
 
 
-def quality(results: Results) -> Table:
-    """Test metrics."""
+def quality(results: Results, panel: dict[Pair, PairResult]) -> Table:
+    """Test metrics of one data set, and the best possible ones where they are known."""
     content = [["model", "seeds", "AUC", "GAUC", "log-loss", "ECE", "predicted / observed"]]
-    for pair, found in results.pairs.items():
+    for pair, found in panel.items():
         row = [label_of(results, pair), str(len(found.seeds))]
         row += [with_intervals(found, metric) for metric in ("auc", "gauc", "log_loss")]
         content.append(row + [f"{found.mean(name).value:.4f}" for name in ("ece", "predicted_over_observed")])
+    for setting in dict.fromkeys(setting for _, setting in panel):
+        if best := results.best_possible(setting):
+            reached = [number(best.get(metric), 4) for metric in METRICS]
+            content.append([f"best possible{of_setting(results, setting)}", "", *reached, "", ""])
     return content
+
+
+def of_setting(results: Results, setting: str) -> str:
+    """Such as ", 1000 events", or nothing when the study has one setting."""
+    settings = results.plan.study.settings
+    return f", {settings[setting].label or setting}" if len(settings) > 1 else ""
 
 
 def with_intervals(found: PairResult, metric: str) -> str:
@@ -144,13 +159,14 @@ def with_intervals(found: PairResult, metric: str) -> str:
 
 def comparisons(results: Results) -> Table:
     """Differences with intervals and what they say."""
-    content = [["comparison", "metric", "difference", "p, corrected", "p over seeds", ""]]
+    content = [["comparison", "metric", "difference", "p, corrected", "t-test over seeds: p", "p, corrected", ""]]
     for found in results.comparisons:
         names = f"{label_of(results, found.one)} − {label_of(results, found.other)}"  # noqa: RUF001
         d = found.difference
         said = "significant" if found.significant else "not significant"
         row = [names, found.metric.replace("_", "-"), f"{d.value:+.4f} [{d.low:+.4f}, {d.high:+.4f}]"]
-        content.append([*row, f"{found.p_corrected:.3f}", number(d.p_seeds, 3), said])
+        over_seeds = [number(p, 3) for p in (d.p_seeds, found.p_seeds_corrected)]
+        content.append([*row, f"{found.p_corrected:.3f}", *over_seeds, said])
     return content
 
 
@@ -210,7 +226,7 @@ def costs(results: Results) -> Table:
                 label_of(results, pair),
                 *(millions(sequence_macs(found, form)) for form in FORMS),
                 millions(facts.get("macs")),
-                millions(measured.get("flops")),
+                millions(plots.known_fact(found, "flops")),
                 f"{facts['dense_parameters']:,}",
                 f"{facts['table_parameters']:,}",
                 number(measured.get("samples_per_second"), 0),
@@ -275,7 +291,8 @@ def origin(results: Results) -> list[str]:
         return ["No run is finished."]
     versions = sorted({", ".join(f"{k} {v}" for k, v in record["versions"].items()) for record in records})
     dates = sorted(record["finished"] for record in records)
-    lines = [f"Data set {records[0]['data']}; runs of {dates[0]} to {dates[-1]}; {'; '.join(versions)}.", ""]
+    data = ", ".join(dict.fromkeys(record["data"] for record in records))
+    lines = [f"Data set {data}; runs of {dates[0]} to {dates[-1]}; {'; '.join(versions)}.", ""]
     lines += ["The first seed of each model; `laser test` with the same options tests it:", "", "```bash"]
     lines += [" ".join(map(quoted, found.records[0]["command"])) for found in results.pairs.values()]
     return [*lines, "```"]

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from laser.study.design import Study
-from laser.study.runs import Run, make_run
+from laser.study.runs import Run, data_path, make_run
 from laser.study.store import Store
 from laser.study.worker import Purpose
 
 UNKNOWN = float("inf")
+TEST_SECONDS = 30.0
+"""What a test is thought to take at least."""
 COSTS = "costs."
 """Begins the key of a measurement; the rest is that of the run."""
 
@@ -33,15 +37,20 @@ class Plan:
     Args:
         study: the study.
         store: where results lie.
-        data: fingerprint of the data set of a run.
+        data: fingerprint of the data set in a folder.
         failed: keys of runs that have failed in this call.
+        models: whose runs are due; none means all.
     """
 
     study: Study
     store: Store
-    data: str
+    data: Callable[[Path], str]
     failed: set[str] = field(default_factory=set)
     records: dict[str, dict[str, Any]] = field(default_factory=dict)
+    models: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        self.models = self.models or frozenset(self.study.models)
 
     def record(self, step: Step) -> dict[str, Any] | None:
         """Of a step that is done."""
@@ -53,7 +62,29 @@ class Plan:
     def step(self, model: str, setting: str, trial: int, seed: int, purpose: Purpose) -> Step:
         """The step for these choices."""
         run = make_run(self.study, model, setting, trial, seed)
-        return Step(run, (COSTS if purpose == "costs" else "") + run.key(self.data), purpose)
+        return Step(run, (COSTS if purpose == "costs" else "") + run.key(self.data(data_path(run))), purpose)
+
+    def data_set(self, setting: str) -> str:
+        """Fingerprint of the data set that all models have in this setting.
+
+        Raises:
+            ValueError: when they do not have the same one.
+        """
+        paths = {data_path(make_run(self.study, model, setting, 0, 0)) for model in self.study.models}
+        found = {self.data(path) for path in paths}
+        if len(found) > 1:
+            raise ValueError(
+                f"models of study {self.study.name} are on several data sets in setting {setting} "
+                f"({', '.join(sorted(map(str, paths)))}); name data.path in settings, or once for all"
+            )
+        return found.pop()
+
+    def data_sets(self) -> dict[str, list[str]]:
+        """Settings by the fingerprint of their data set, in order."""
+        found: dict[str, list[str]] = {}
+        for setting in self.study.settings:
+            found.setdefault(self.data_set(setting), []).append(setting)
+        return found
 
     def tuning(self, model: str, setting: str) -> list[list[Step]]:
         """Steps that choose a trial, by trial and tuning seed; none when there is nothing to choose."""
@@ -91,23 +122,29 @@ class Plan:
         return [self.step(model, setting, trial, seed, "final") for seed in self.study.seeds]
 
     def costs(self) -> list[Step]:
-        """Steps that measure what each model of which all seeds are done costs."""
+        """Steps that measure what each model of which a seed is done costs."""
         chosen = [
-            steps[0].run for pair in self.study.pairs if (steps := self.final(*pair)) and all(map(self.record, steps))
+            steps[0].run for pair in self.study.pairs if (steps := self.final(*pair)) and any(map(self.record, steps))
         ]
         return [self.step(run.model, run.setting, run.trial, run.seed, "costs") for run in chosen]
 
     def steps(self) -> list[Step]:
-        """All steps that are known: tuning first, so that all models' trials are chosen early."""
+        """All steps that are known, in the order in which they are due.
+
+        First tests of what is trained here already, which take seconds: without its checkpoints, on another machine,
+        it would be trained again. Then tuning, so that all models' trials are chosen early.
+        """
         tuning = [step for pair in self.study.pairs for steps in self.tuning(*pair) for step in steps]
         seeds = range(len(self.study.seeds))
         finals = [self.final(*pair) for pair in self.study.pairs]
         # Seed by seed, so that a study that is stopped early has compared all models on the same seeds.
-        return tuning + [steps[index] for index in seeds for steps in finals if steps]
+        final = [steps[index] for index in seeds for steps in finals if steps]
+        trained = [step for step in final if self.store.trained(step.key)]
+        return trained + tuning + [step for step in final if step not in trained]
 
     def due(self, costs: bool = False) -> list[Step]:
-        """Steps that are known and neither done nor failed: runs, or measurements of costs."""
-        steps = self.costs() if costs else self.steps()
+        """Steps of ``models`` that are known and neither done nor failed: runs, or measurements of costs."""
+        steps = [step for step in (self.costs() if costs else self.steps()) if step.run.model in self.models]
         return [step for step in steps if step.key not in self.failed and self.record(step) is None]
 
     @property
@@ -131,17 +168,21 @@ class Durations:
     def __init__(self, plans: list[Plan]) -> None:
         self.plans = plans
         self.seen: dict[tuple[str, str, bool], list[float]] = {}
+        self.tests: list[float] = []
         for plan in plans:
             for step in plan.steps():
                 if record := plan.record(step):
                     self.add(step, sum(record["seconds"].values()))
+                    self.tests.append(record["seconds"].get("test", 0.0))
 
     def add(self, step: Step, seconds: float) -> None:
         """Learn from a finished run."""
         self.seen.setdefault(_kind(step), []).append(seconds)
 
     def expected(self, step: Step) -> float:
-        """Of one run; infinite when nothing is known."""
+        """Of one run; infinite when nothing is known. Where only the test is left, that of the longest test."""
+        if step.purpose == "final" and any(plan.store.trained(step.key) for plan in self.plans):
+            return max([TEST_SECONDS, *self.tests])
         own = self.seen.get(_kind(step))
         every = [seconds for known in self.seen.values() for seconds in known]
         return max(own or every or [UNKNOWN])

@@ -29,7 +29,7 @@ from laser.study.statistics import (
 )
 
 REPLICATES, REPLICATES_OF_MANY_USERS = 10_000, 200
-LENGTH_EDGES = (0, 50, 200, 500, 1000)
+LENGTH_EDGES = (0, 50, 200, 500, 1000, 2000)
 """First history length of each group for which an AUC is given; the last one is open."""
 Pair = tuple[str, str]
 
@@ -69,13 +69,23 @@ class PairResult:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two pairs on the same rows, and their difference in a metric with p-values corrected for all of its family."""
+    """Two pairs on the same rows, and their difference in a metric with p-values corrected for all of its family.
+
+    Args:
+        one: model and setting.
+        other: what is subtracted.
+        metric: name.
+        difference: with p-values as they are.
+        p_corrected: of the bootstrap, by Holm's method.
+        p_seeds_corrected: of the t-test over seeds, likewise; NaN where there is none.
+    """
 
     one: Pair
     other: Pair
     metric: str
     difference: Difference
     p_corrected: float
+    p_seeds_corrected: float
 
     @property
     def significant(self) -> bool:
@@ -99,6 +109,18 @@ class Results:
     groups: list[int]
     comparisons: list[Comparison]
 
+    def panels(self) -> list[dict[Pair, PairResult]]:
+        """Pairs with finished runs, by data set: what may stand side by side."""
+        by_data = [
+            {pair: found for pair, found in self.pairs.items() if pair[1] in settings}
+            for settings in self.plan.data_sets().values()
+        ]
+        return [own for own in by_data if own]
+
+    def best_possible(self, setting: str) -> dict[str, float]:
+        """Test metrics that no model can beat but by chance, by name, where the study's file gives them."""
+        return self.plan.study.settings[setting].best
+
     def best_baseline(self, setting: str) -> str | None:
         """The model that is no subject with the best mean validation AUC: test figures do not choose it."""
         means = {
@@ -116,13 +138,16 @@ def collect(plan: Plan) -> Results:
         ValueError: when files are missing, or runs were tested on different rows.
     """
     pairs = {pair: found for pair in plan.study.pairs if (found := _pair(plan, *pair)) is not None}
-    columns = {pair: _columns(plan, pair, found) for pair, found in pairs.items()}
-    length_N = _longest(columns)
-    for pair, found in pairs.items():
-        _score(found, columns[pair], length_N)
+    for settings in plan.data_sets().values():
+        own = {pair: found for pair, found in pairs.items() if pair[1] in settings}
+        columns = {pair: _columns(plan, found) for pair, found in own.items()}
+        length_N = _longest(columns)
+        for pair, found in own.items():
+            _score(found, columns[pair], length_N)
     groups = [edge for edge in LENGTH_EDGES if any(edge in found.by_length for found in pairs.values())]
     results = Results(plan, pairs, groups, [])
-    results.comparisons += compare_models(results) + compare_settings(results)
+    for settings in plan.data_sets().values():
+        results.comparisons += compare_models(results, settings) + compare_settings(results, settings)
     return results
 
 
@@ -137,7 +162,7 @@ def _pair(plan: Plan, model: str, setting: str) -> PairResult | None:
     return PairResult(records, metrics, [step.run.seed for step in steps], steps[0].run.trial, costs)
 
 
-def _columns(plan: Plan, pair: Pair, found: PairResult) -> list[dict[str, np.ndarray]]:
+def _columns(plan: Plan, found: PairResult) -> list[dict[str, np.ndarray]]:
     return [plan.store.predictions(record, record["key"]) for record in found.records]
 
 
@@ -174,25 +199,31 @@ def with_nan(test: dict[str, float | None]) -> dict[str, float]:
     return {name: float("nan") if value is None else value for name, value in test.items()}
 
 
-def compare_models(results: Results) -> list[Comparison]:
-    """Every subject minus every baseline and minus the first subject, by setting: one family for each metric."""
+def compare_models(results: Results, settings: list[str]) -> list[Comparison]:
+    """Every subject minus every baseline and minus the first subject, by setting: one family for each metric.
+
+    Args:
+        results: of the study.
+        settings: those with one data set.
+    """
     subjects = results.plan.study.subjects
     pairs = [
         ((subject, setting), (model, setting))
         for subject in subjects
         for model, setting in results.pairs
-        if (subject, setting) in results.pairs and (model not in subjects or model == subjects[0] != subject)
+        if setting in settings and (subject, setting) in results.pairs
+        if model not in subjects or model == subjects[0] != subject
     ]
     return _family(results, pairs)
 
 
-def compare_settings(results: Results) -> list[Comparison]:
-    """Every model's other settings minus its first one: one family for each metric."""
-    first = next(iter(results.plan.study.settings))
+def compare_settings(results: Results, settings: list[str]) -> list[Comparison]:
+    """Every model's other settings of a data set minus the first one: one family for each metric."""
+    first, *others = settings
     pairs = [
         ((model, setting), (model, first))
         for model, setting in results.pairs
-        if setting != first and (model, first) in results.pairs
+        if setting in others and (model, first) in results.pairs
     ]
     return _family(results, pairs)
 
@@ -202,9 +233,10 @@ def _family(results: Results, pairs: list[tuple[Pair, Pair]]) -> list[Comparison
     for metric in METRICS:
         differences = [_difference(results.pairs[one], results.pairs[other], metric) for one, other in pairs]
         corrected = holm([difference.p for difference in differences])
+        over_seeds = holm([difference.p_seeds for difference in differences])
         found += [
-            Comparison(one, other, metric, difference, p)
-            for (one, other), difference, p in zip(pairs, differences, corrected, strict=True)
+            Comparison(one, other, metric, difference, p, p_seeds)
+            for (one, other), difference, p, p_seeds in zip(pairs, differences, corrected, over_seeds, strict=True)
         ]
     return found
 

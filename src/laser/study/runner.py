@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from laser.study.progress import UNKNOWN, Durations, Plan, Step
+from laser.study.runs import data_path
 from laser.study.slots import Going, Slots
 from laser.study.store import Store
 from laser.study.worker import Task
@@ -108,7 +109,7 @@ class Runner:
             **asdict(step.run),
             "key": step.key,
             "command": ["laser", "fit", *step.run.arguments()],
-            "data": plan.data,
+            "data": plan.data(data_path(step.run)),
             "jobs": self.limits.jobs,
         }
         task = Task(step.run.arguments(), str(self.store.work(step.key)), step.purpose, os.getpid(), facts)

@@ -27,6 +27,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+FITTED = "checkpoints/fitted"
+"""File of a run's folder that says that training has ended, so that a run broken off later is not trained on."""
 SMALL = ("config.yaml", "metrics.csv", "metrics.json", "throughput.json", "ranks.json", "gates.json", "log.txt")
 LOGIT_STEPS = 256
 """Logits are kept as multiples of 1/256: about 10 bits a row. Rows become ties only within a step, so that the AUC of a
@@ -48,6 +50,10 @@ class Store:
     def work(self, key: str) -> Path:
         """Folder in which a run runs."""
         return self.path / "work" / key
+
+    def trained(self, key: str) -> bool:
+        """Whether a run's training has ended here, so that testing it takes no training."""
+        return (self.work(key) / FITTED).exists()
 
     def record(self, key: str) -> dict[str, Any] | None:
         """What a finished run found; None when it is not finished.

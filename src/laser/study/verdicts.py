@@ -19,8 +19,7 @@ def verdicts(results: Results) -> list[str]:
         found = [one for one in areas if one.one == (subject, setting) and one.other[1] == setting]
         if found:
             lines += [f"- {sentence}" for sentence in on_models(results, (subject, setting), found)]
-    first = next(iter(study.settings))
-    lines += [f"- {on_pair(results, one)}" for one in areas if one.other[1] == first and one.one[1] != first]
+    lines += [f"- {on_pair(results, one)}" for one in areas if one.one[1] != one.other[1]]
     return lines or ["Nothing is compared: the study names no subject and has one setting."]
 
 

@@ -20,11 +20,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from laser.study.store import FITTED
 from laser.versions import code_versions
 
 PR_SET_PDEATHSIG = 1
-FITTED = "checkpoints/fitted"
-"""File that says that training has ended, so that a run broken off later is not trained on."""
 MEASURE = """trainer:
   max_steps: 50
   max_epochs: -1

@@ -15,6 +15,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from laser.batch import Batch
+from laser.model.costs import laser_costs
 from laser.train.module import CTRModule, finite
 from laser.train.optim import dense_parameters
 from laser.train.sharding import sharded_collections
@@ -117,7 +118,10 @@ class RunRecord(Callback):
 
 
 def model_facts(module: CTRModule, length: int) -> dict[str, Any]:
-    """Classes of network and encoder, size, and multiply-accumulates of one sample with ``length`` events."""
+    """Classes of network and encoder, size, and arithmetic of one sample with ``length`` events.
+
+    Multiply-accumulates are of all and of the sequence part, as computed and (``paper_``) in the published form.
+    """
     tables = sum(weight.size().numel() for _, c in sharded_collections(module) for weight in c.state_dict().values())
     dense = sum(parameter.numel() for parameter in dense_parameters(module).values())
     facts: dict[str, Any] = {"class": type(module.network).__qualname__}
@@ -127,7 +131,14 @@ def model_facts(module: CTRModule, length: int) -> dict[str, Any]:
     if hasattr(module.network, "costs"):
         costs: Any = module.network.costs(length)  # type: ignore[operator]
         facts |= {"history_length": length, "macs": costs.macs, "sequence_macs": costs.sequence_macs}
+        facts |= {"flops": costs.flops, "paper_sequence_macs": published_costs(module, length).sequence_macs}
     return facts
+
+
+def published_costs(module: CTRModule, length: int) -> Any:
+    """Costs of the network in the form that its publication has."""
+    network: Any = module.network
+    return network.costs(length, "paper") if hasattr(network, "encoder") else laser_costs(network, length, "paper")
 
 
 def data_facts(trainer: Trainer) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from laser.batch import Batch
-from laser.model.costs import laser_costs
 from laser.train.callbacks import device_name, model_facts, run_folder, write_json
 from laser.train.module import CTRModule
 
@@ -76,20 +75,12 @@ class CostMeasurement(Callback):
             "samples_per_second": round(self.samples / seconds, 1),
             "peak_memory_bytes": memory or 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
             **model_facts(pl_module, length),
-            **forms(pl_module, length),
         }
         requests = {candidates: make_request(self.batch, candidates).to(device) for candidates in CANDIDATES}
         content["request_events"] = int(requests[1].age_T.shape[0])
         content["latency_ms"] = {str(n): time_request(trainer, pl_module, request) for n, request in requests.items()}
         if trainer.is_global_zero:
             write_json(run_folder(trainer) / "costs.json", content)
-
-
-def forms(module: CTRModule, length: int) -> dict[str, int]:
-    """Multiply-accumulates of the sequence part in the published form, and operations of the whole as computed."""
-    network: Any = module.network
-    paper = network.costs(length, "paper") if hasattr(network, "encoder") else laser_costs(network, length, "paper")
-    return {"paper_sequence_macs": paper.sequence_macs, "flops": network.costs(length).flops}
 
 
 def make_request(batch: Batch, candidates: int) -> Batch:
