@@ -68,8 +68,8 @@ RATES = {
     "cpu": Rates(dense=1.4e10, absorbed=8.6e8, projected=1.4e9, memory=8.7e9),
     "cuda": Rates(dense=3e14, absorbed=5.6e12, projected=1e12, memory=4e12),
 }
-"""The choice depends on their ratios only. CPU: one busy core, float32, 2026-11-25. CUDA: bfloat16; ``projected`` is a
-cautious guess, the others follow from ``benchmarks/results/ops_h200_2026-11-24.md``."""
+"""Provisional; the choice depends on their ratios only. CPU: one core of a busy machine, float32. CUDA: bfloat16;
+``projected`` is a cautious guess, the others follow from ``benchmarks/results/ops_h200_2026-11-24.md``."""
 
 
 def seconds(regime: Regime, load: Load, rates: Rates) -> float:
