@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from workload import Step, back_to_back, group_of_one, make_batch, make_schema
+from workload import Step, back_to_back, device_named, group_of_one, make_batch, make_schema
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from rows import Rows
@@ -70,10 +70,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3, help="steps in a row, of which there are five")
     parser.add_argument("--seconds", type=float, default=90.0, help="start nothing new after so many")
     options = parser.parse_args()
+    device = device_named(options.device, parser)
     if options.total < 2000:
         parser.error(f"--total is {options.total}; expected at least 2000")
     rows = Rows(options.out, "length", "A training step by length of the histories", options.seconds)
-    device = torch.device("cuda", 0) if options.device == "cuda" else torch.device("cpu")
     users, longest = options.total // 1000, min(LENGTHS[-1], options.total // 2)
     lengths = [length for length in LENGTHS if length <= options.total]
     works = {f"{length:,} a user": spread_evenly(options.total, options.total // length) for length in lengths}

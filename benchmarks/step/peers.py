@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 from padded_peers import PEERS, PeerModel, PeerStep, padded
-from workload import Step, back_to_back, group_of_one, make_batch, make_schema
+from workload import Step, back_to_back, device_named, group_of_one, make_batch, make_schema
 
 from laser.batch import Batch
 from laser.schema import Schema
@@ -43,14 +43,17 @@ class Comparison:
 
     Args:
         options: of the command line.
+        device: where all train.
         kind: name of the kind.
         longest: events of the longest history.
         shortest: of the shortest.
     """
 
-    def __init__(self, options: argparse.Namespace, kind: str, shortest: int, longest: int) -> None:
+    def __init__(
+        self, options: argparse.Namespace, device: torch.device, kind: str, shortest: int, longest: int
+    ) -> None:
         self.options, self.kind, self.range = options, kind, (shortest, longest)
-        self.device = torch.device("cuda", 0) if options.device == "cuda" else torch.device("cpu")
+        self.device = device
         self.schema: Schema = make_schema(options.rows, options.width)
 
     def batches(self, histories: int, candidates: int) -> list[Batch]:
@@ -143,14 +146,14 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="the peers also through torch.compile")
     parser.add_argument("--seconds", type=float, default=90.0, help="start nothing new after so many")
     options = parser.parse_args()
+    device = device_named(options.device, parser)
     if options.batch % CANDIDATES or options.batch < CANDIDATES:
         parser.error(f"--batch is {options.batch}; expected a multiple of {CANDIDATES}")
     torch.set_float32_matmul_precision("high")  # TF32
     rows = Rows(options.out, "peers", "LASER's training step beside its peers'", options.seconds)
-    device = torch.device("cuda", 0) if options.device == "cuda" else torch.device("cpu")
     with group_of_one(device):
-        Comparison(options, "full", options.events, options.events).run(rows)
-        Comparison(options, "mean 0.4", 0, int(0.8 * options.events)).run(rows)
+        Comparison(options, device, "full", options.events, options.events).run(rows)
+        Comparison(options, device, "mean 0.4", 0, int(0.8 * options.events)).run(rows)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ Legend of shape suffixes: B samples; U distinct histories.
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import statistics
 import time
@@ -163,6 +164,13 @@ def shard_and_fill(network: Laser, table: TableOptimizer, device: torch.device) 
     network.to(device)
     shards = [f"{n}.{key}" for n, c in sharded_collections(network) for key, _ in c.named_parameters()]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(network, shards)
+
+
+def device_named(name: str, parser: argparse.ArgumentParser) -> torch.device:
+    """The first GPU or the CPU."""
+    if name == "cuda" and not torch.cuda.is_available():
+        parser.error("--device is cuda, but PyTorch finds no GPU here; leave it out to run on the CPU")
+    return torch.device("cuda", 0) if name == "cuda" else torch.device("cpu")
 
 
 @contextmanager
