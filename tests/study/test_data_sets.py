@@ -11,9 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from laser.report.scores import scores
+from laser.study.conclusions import against
 from laser.study.design import read_study
 from laser.study.page import write_study
 from laser.study.progress import Plan
+from laser.study.reading import read_study as read_table
 from laser.study.results import Results, collect
 from laser.study.runs import make_run
 from laser.study.store import Store
@@ -116,6 +118,9 @@ def test_the_report_has_a_table_and_a_panel_for_each_and_the_best_possible(resul
     assert [line for line in text.splitlines() if line.startswith("###")] == ["### near", "### far, cut"]
     assert text.count("| best possible, near |  | 0.9321 | – | – |  |  |") == 1  # noqa: RUF001
     assert "Data set data of here, data of there;" in text
+    summary = (results.plan.store.path / results.plan.study.name / "summary.md").read_text()
+    assert [line for line in summary.splitlines() if line.startswith("**")] == ["**near**", "**far, cut**"]
+    assert "| best possible |  | 0.9321 | – | – |" in summary  # noqa: RUF001
     folder = results.plan.store.path / results.plan.study.name
     drawn = (folder / "pareto.svg").read_text()
     assert drawn.count("best possible") == 1, "a line in the panel of the first data set, named in the legend"
@@ -126,6 +131,9 @@ def test_the_report_has_a_table_and_a_panel_for_each_and_the_best_possible(resul
         ("cut", "data of there", None),
     }
     assert {row["flops"] for row in rows} == {6_000_000}
+    near, *others = read_table(folder / "study.parquet")
+    assert [one.name for one in others if one.data == near.data] == ["DIN, near"]
+    assert [one.name for one in against([near, *others], near.name)] == ["DIN, near"]
 
 
 @pytest.mark.parametrize(("best", "words"), [({"auc": "high"}, "expected a number"), ({"area": 1}, "no key 'area'")])

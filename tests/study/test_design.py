@@ -14,7 +14,7 @@ from laser.study.progress import Durations, Plan
 from laser.study.runner import last_line
 from laser.study.runs import make_run
 from laser.study.slots import gpu_names
-from laser.study.store import Store
+from laser.study.store import FITTED, Store
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -67,6 +67,7 @@ def test_a_mistake_is_one_sentence(tiny, write_study_yaml, tmp_path, capsys, cha
         (["FILE", "--set", "data.path"], ["KEY=VALUE"]),
         (["FILE", "--set", "data.path=nowhere"], ["nowhere", "laser-prep"]),
         (["FILE", "FILE"], ["same name"]),
+        (["FILE", "--models", "din,dim"], ["--models", "'dim'", "laser, din"]),
     ],
 )
 def test_mistakes_of_the_command_line(tiny, write_study_yaml, tmp_path, capsys, arguments, words):
@@ -170,6 +171,27 @@ def test_one_model_may_be_tuned_for_all(tuned):
         for step in steps:
             record(plan.store, plan, step, 0.7 + 0.1 * trial)
     assert {(step.run.model, step.run.trial) for step in plan.due()} == {("laser", 1), ("din", 1)}
+
+
+def test_what_is_trained_here_is_tested_before_anything_is_trained(tuned):
+    for trial, steps in enumerate(tuned.tuning("din", "long")):
+        for step in steps:
+            record(tuned.store, tuned, step, 0.7 + 0.1 * trial, seconds=300)
+    assert tuned.due()[0].purpose == "tuning"
+    winner = tuned.final("din", "long")[1]
+    fitted = tuned.store.work(winner.key) / FITTED
+    fitted.parent.mkdir(parents=True)
+    fitted.touch()
+    assert tuned.due()[0] == winner
+    assert len({step.key for step in tuned.due()}) == len(tuned.due())
+    assert Durations([tuned]).expected(winner) == 30
+    assert Durations([tuned]).expected(tuned.final("din", "long")[0]) == 300
+
+
+def test_only_some_models_may_be_run(tuned):
+    plan = Plan(tuned.study, tuned.store, tuned.data, models=frozenset({"din"}))
+    assert {step.run.model for step in plan.due()} == {"din"}
+    assert plan.total == tuned.total
 
 
 def test_a_failed_trial_is_not_chosen(tuned):

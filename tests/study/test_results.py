@@ -89,6 +89,12 @@ def test_the_report_says_so_in_words(results):
     assert len(laws) == 4
     assert text.count("no dependence established") == len(undecided) > 0
     assert "| NEW, long | 3 |" in text
+    table = (results.plan.store.path / "tiny" / "summary.md").read_text().splitlines()
+    assert table[0].endswith("| AUC minus that of LASER | AUC minus that with short | million MACs |")
+    din = [line.split(" | ") for line in table if line.startswith("| DIN, ")]
+    assert [line[6].startswith("-0.1") and line[6].endswith("\\*") for line in din] == [True, True]
+    assert [bool(line[7]) for line in din] == [False, True], "the first setting is not compared with itself"
+    assert len(table) == 2 + 8 + 1 + 1
     assert "Speed, memory and latency were not measured." in text
     assert "laser fit '--a=[1, 2]'" in text
     assert "Not complete" not in text

@@ -61,13 +61,14 @@ def named(models: Sequence[ModelRuns], name: str) -> ModelRuns:
 
 
 def against(models: Sequence[ModelRuns], reference: str, metric: str = "auc") -> list[PairedDifference]:
-    """Every other model minus the reference, seed by seed; models without a common seed are left out.
+    """Every other model minus the reference, seed by seed; those without a common seed or data set are left out.
 
     Raises:
         ValueError: when no model has the reference's name, or none can be compared with it.
     """
     base = named(models, reference)
-    common = {one.name: [s for s in one.seeds if s in base.seeds] for one in models if one is not base}
+    beside = [one for one in models if one is not base and one.data == base.data]
+    common = {one.name: [s for s in one.seeds if s in base.seeds] for one in beside}
     kept = [one for one in models if common.get(one.name)]
     if not kept:
         raise ValueError(f"no other model has a seed of {base.name}, so nothing can be compared with it")

@@ -1,4 +1,4 @@
-"""Writes ``study.md``, ``study.parquet`` and the plots of a study."""
+"""Writes ``study.md``, ``summary.md``, ``study.parquet`` and the plots of a study."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from laser.study import plots
 from laser.study.plots import group_name, label_of, scaling_points, sequence_macs
 from laser.study.results import Pair, PairResult, Results
 from laser.study.statistics import METRICS, PowerLaw, fit_power_law
+from laser.study.summary import summary
 from laser.study.verdicts import verdicts
 
 Table = list[list[str]]
@@ -49,6 +50,7 @@ def write_study(results: Results) -> Path:
         if drawing is not None:
             (folder / name).write_bytes(drawing.svg())
     shown = [name for name, drawing in drawings.items() if drawing is not None]
+    (folder / "summary.md").write_text("\n".join(summary(results)) + "\n")
     path = folder / "study.md"
     path.write_text("\n".join(page(results, laws, shown)) + "\n")
     return path

@@ -35,6 +35,7 @@ class ModelRuns:
         trial: index of the trial that validation chose.
         values: of the test split by metric, and ``validation_auc``; each by seed.
         sequence_macs: multiply-accumulates of the sequence part for a sample, as computed; None when unknown.
+        data: fingerprint of the data set; empty in files that were written before studies had several.
     """
 
     model: str
@@ -43,6 +44,7 @@ class ModelRuns:
     trial: int
     values: dict[str, dict[int, float]]
     sequence_macs: int | None
+    data: str = ""
 
     @property
     def seeds(self) -> list[int]:
@@ -92,7 +94,7 @@ def read_study(path: Path | str) -> list[ModelRuns]:
         raise ValueError(f"{path}: {reason}; expected the study.parquet that laser study writes") from None
     if lacking := [name for name in COLUMNS if name not in table.column_names]:
         raise ValueError(f"{path} has no column {lacking[0]!r}; expected the study.parquet that laser study writes")
-    rows = table.select(COLUMNS).to_pylist()
+    rows = table.select([*COLUMNS, *(name for name in ("data",) if name in table.column_names)]).to_pylist()
     if not rows:
         raise ValueError(f"{path} has no rows: no run of this study was tested yet; laser study goes on with it")
     several = len({row["setting"] for row in rows}) > 1
@@ -106,7 +108,9 @@ def _model_runs(rows: list[dict[str, Any]], several: bool) -> ModelRuns:
     first = rows[0]
     name = f"{first['label']}, {first['setting']}" if several else first["label"]
     values = {metric: {row["seed"]: row[metric] for row in rows} for metric in METRICS}
-    return ModelRuns(first["model"], first["setting"], name, first["trial"], values, first["sequence_macs"])
+    return ModelRuns(
+        first["model"], first["setting"], name, first["trial"], values, first["sequence_macs"], first.get("data", "")
+    )
 
 
 def read_runs(path: Path | str) -> list[PackedRun]:

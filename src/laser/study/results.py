@@ -29,6 +29,8 @@ from laser.study.statistics import (
 )
 
 REPLICATES, REPLICATES_OF_MANY_USERS = 10_000, 200
+LONG = 500
+"""Earlier events from which on a user's rows count as those of a long history, with an AUC of their own."""
 LENGTH_EDGES = (0, 50, 200, 500, 1000, 2000)
 """First history length of each group for which an AUC is given; the last one is open."""
 Pair = tuple[str, str]
@@ -46,6 +48,7 @@ class PairResult:
         costs: measured, or None.
         test: metrics of each seed's test, by name.
         by_length: AUC [S] of the test rows of each group of history lengths, by the group's first length.
+        long: AUC [S] of the test rows with at least ``LONG`` earlier events; NaN without any.
         replicates: bootstrap values [S, R] of each metric.
     """
 
@@ -56,6 +59,7 @@ class PairResult:
     costs: dict[str, Any] | None
     test: dict[str, list[float]] = field(default_factory=dict)
     by_length: dict[int, list[float]] = field(default_factory=dict)
+    long: list[float] = field(default_factory=list)
     replicates: dict[str, np.ndarray] = field(default_factory=dict)
 
     def mean(self, metric: str) -> Mean:
@@ -184,14 +188,18 @@ def _score(found: PairResult, columns: list[dict[str, np.ndarray]], length_N: np
     tests = [with_nan(metrics["test"]) for metrics in found.metrics]
     found.test = {name: [test[name] for test in tests] for name in tests[0]}
     group_N = np.searchsorted(LENGTH_EDGES, length_N, side="right") - 1
+    found.long = _areas(columns, length_N >= LONG)
     for index in np.unique(group_N).tolist():
-        kept_N = group_N == index
-        values = [Ranking(one["probability"][kept_N], one["label"][kept_N]).auc() for one in columns]
-        found.by_length[LENGTH_EDGES[index]] = values
+        found.by_length[LENGTH_EDGES[index]] = _areas(columns, group_N == index)
     users, user_N = np.unique(columns[0]["user"], return_inverse=True)
     weight_RU = draw_users(len(users), REPLICATES if len(users) <= MOST_USERS else REPLICATES_OF_MANY_USERS)
     seeds = [UserScores(one["probability"], one["label"], user_N, len(users)).values(weight_RU) for one in columns]
     found.replicates = {metric: np.stack([values[metric] for values in seeds]) for metric in METRICS}
+
+
+def _areas(columns: list[dict[str, np.ndarray]], kept_N: np.ndarray) -> list[float]:
+    """AUC [S] of some of the rows."""
+    return [Ranking(one["probability"][kept_N], one["label"][kept_N]).auc() for one in columns]
 
 
 def with_nan(test: dict[str, float | None]) -> dict[str, float]:
