@@ -256,16 +256,16 @@ def cost_notes(results: Results) -> list[str]:
 
 
 def tuning(results: Results) -> Table:
-    """Mean validation AUC of every trial; the chosen one is marked."""
+    """Mean validation AUC of every trial, and GAUC of the same epochs; the chosen one is marked."""
     plan = results.plan
-    content = [["model", "trial", "validation AUC", "chosen"]]
+    content = [["model", "trial", "validation AUC", "GAUC", "chosen"]]
     for pair in plan.study.pairs:
         chosen = plan.choice(*pair)
         for index, steps in enumerate(plan.tuning(*pair)):
             trial = plan.study.models[pair[0]].trials[index]
-            mean = plan.mean_validation(steps)
-            shown = number(mean, 4) if math.isfinite(mean) else "not there"
-            content.append([label_of(results, pair), trial.label or str(index), shown, "x" * (index == chosen)])
+            means = [plan.mean_validation(steps, metric) for metric in ("auc", "gauc")]
+            shown = ["not there", ""] if means[0] == -math.inf else [number(mean, 4) for mean in means]
+            content.append([label_of(results, pair), trial.label or str(index), *shown, "x" * (index == chosen)])
     return content if len(content) > 1 else [["tuning"], ["none: every model has one trial"]]
 
 

@@ -107,12 +107,14 @@ class Plan:
         means = [self.mean_validation(steps) for steps in by_trial]
         return max(range(len(means)), key=means.__getitem__) if max(means) > -math.inf else -1
 
-    def mean_validation(self, steps: list[Step]) -> float:
-        """Mean validation AUC; minus infinity when a run is missing."""
+    def mean_validation(self, steps: list[Step], metric: str = "auc") -> float:
+        """Mean validation AUC, or another metric of the same epoch; minus infinity when a run is missing."""
         records = [self.record(step) for step in steps]
         if any(record is None for record in records):
             return -math.inf
-        return statistics.fmean(record["first_validation"]["auc"] for record in records if record is not None)
+        return statistics.fmean(
+            record["first_validation"].get(metric, math.nan) for record in records if record is not None
+        )
 
     def final(self, model: str, setting: str) -> list[Step]:
         """Steps that are reported; empty while the trial is not chosen, or none can be."""
