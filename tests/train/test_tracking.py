@@ -7,7 +7,6 @@ import os
 import struct
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -19,10 +18,15 @@ TENSORBOARD = "{class_path: lightning.pytorch.loggers.TensorBoardLogger, init_ar
 """The line of the README."""
 SCRIPT = """
 import json, sys
+from pathlib import Path
 from laser.cli import main
-for arguments in json.load(sys.stdin):
+commands, folder = json.load(sys.stdin)
+for arguments in commands:
     code = main(arguments)
     assert code == 0, arguments
+    if arguments[0] == "fit":
+        sizes = {str(f): f.stat().st_size for f in Path(folder).glob("wandb/offline-run-*/*.wandb")}
+        Path(folder, "sizes.json").write_text(json.dumps(sizes))
 """
 
 
@@ -48,10 +52,11 @@ trainer:
     recipes += ["--trainer.default_root_dir", str(folder)]
     commands = [["fit", *recipes], ["test", *recipes], ["report", str(folder)]]
     launch = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "WANDB_MODE", "PL_GLOBAL_SEED")
+    launch += ("WANDB_SERVICE",)  # of this process, if another test has logged something
     environment = {name: value for name, value in os.environ.items() if name not in launch}
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT],
-        input=json.dumps(commands),
+        input=json.dumps([commands, str(folder)]),
         capture_output=True,
         text=True,
         env=environment | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "WANDB_RUN_GROUP": "a-study"},
@@ -61,14 +66,16 @@ trainer:
     return folder
 
 
-def stored(file: Path) -> list[bytes]:
+def stored(data: bytes) -> list[bytes]:
     """Records of an offline file: after 7 bytes, blocks of 32 KiB as in LevelDB's log: CRC, length, type, bytes."""
-    data, place, found, partial = file.read_bytes(), 7, [], b""
+    place, found, partial = 7, [], b""
     while place + 7 <= len(data):
         if (left := -place % 32768) and left < 7:
             place += left
             continue
         length, kind = struct.unpack_from("<HB", data, place + 4)
+        if place + 7 + length > len(data):
+            break
         partial += data[place + 7 : place + 7 + length]
         place += 7 + length
         if kind in (1, 4):
@@ -83,14 +90,9 @@ def records(run: Path) -> dict[str, list]:
 
     found: dict[str, list] = {}
     for file in sorted((run / "wandb").glob("offline-run-*/*.wandb")):
-        end = time.monotonic() + 30
-        names: list[str] = []
-        while not names and time.monotonic() < end:  # its own process writes the file
-            read = [wandb_internal_pb2.Record.FromString(record) for record in stored(file)]
-            names = [record.run.display_name for record in read if record.WhichOneof("record_type") == "run"]
-            time.sleep(0 if names else 0.5)
-        assert names, f"{file} names no run after half a minute: {file.stat().st_size} bytes"
-        found[names[0]] = read
+        read = [wandb_internal_pb2.Record.FromString(record) for record in stored(file.read_bytes())]
+        name = next(record.run.display_name for record in read if record.WhichOneof("record_type") == "run")
+        found[name] = read
     return found
 
 
@@ -125,6 +127,21 @@ def test_wandb_has_metrics_gate_histograms_and_system_metrics(run: Path):
     assert seen["gates/head_1/_type"] == "histogram"
     assert sum(seen["gates/head_1/values"]) > 0
     assert [record for record in read if record.WhichOneof("record_type") == "stats"], "no system metrics"
+
+
+def test_a_run_is_written_when_training_ends(run: Path):
+    """Not when the process ends: the process that writes may be another's."""
+    from wandb.proto import wandb_internal_pb2
+
+    (file, size), *others = json.loads((run / "sizes.json").read_text()).items()
+    assert not others
+    data = Path(file).read_bytes()
+    then, in_the_end = (
+        [wandb_internal_pb2.Record.FromString(record).WhichOneof("record_type") for record in stored(part)]
+        for part in (data[:size], data)
+    )
+    assert then.count("history") == in_the_end.count("history") > 2
+    assert then.count("artifact") == in_the_end.count("artifact") > 0
 
 
 def test_wandb_knows_where_checkpoints_are_and_has_the_report(run: Path):

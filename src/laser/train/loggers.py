@@ -144,3 +144,15 @@ class WandbLog(WandbLogger):
             print(f"laser: Weights & Biases cannot be reached ({reason}); this run is logged offline", file=sys.stderr)
             self._wandb_init["mode"] = "offline"
             return super().experiment
+
+    def finalize(self, status: str) -> None:
+        """End the run at Weights & Biases, and wait until all of it is written.
+
+        A process of its own writes it. Python waits for that one at exit only where it is this process's child: one
+        started before, whose address WANDB_SERVICE tells, would keep the end of the run to itself. A run that failed
+        does not wait for the network, which may be why it failed.
+        """
+        super().finalize(status)
+        if self._experiment is not None and (status == "success" or self._wandb_init["mode"] != "online"):
+            self._experiment.finish(exit_code=0 if status == "success" else 1)
+            self._experiment = None

@@ -21,6 +21,8 @@ try:
 except ImportError:
     redis = None
 NODES = 6
+SERVER = os.environ.get("REDIS_SERVER", "redis-server")
+"""Program of a node: valkey-server will do."""
 
 
 @dataclass
@@ -38,7 +40,7 @@ class Cluster:
     def start(self, port: int) -> None:
         folder = self.folder / str(port)
         folder.mkdir(parents=True, exist_ok=True)
-        command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder)]
+        command = [SERVER, "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder)]
         command += [
             "--cluster-enabled",
             "yes",
@@ -50,7 +52,7 @@ class Cluster:
         command += ["--appendonly", "yes", "--save", "", "--loglevel", "warning", "--repl-diskless-sync-delay", "0"]
         with (folder / "log").open("ab") as log:
             self.processes[port] = subprocess.Popen(command, stdout=log, stderr=log)
-        wait_until(lambda: self.ask(port, "PING") in (b"PONG", True), f"redis-server on {port} did not start")
+        wait_until(lambda: self.ask(port, "PING") in (b"PONG", True), f"{SERVER} on {port} did not start")
 
     def kill(self, port: int) -> None:
         self.processes[port].send_signal(signal.SIGKILL)
@@ -158,8 +160,8 @@ def free_ports(count: int) -> list[int]:
 def require_redis() -> None:
     if redis is None:
         pytest.skip("needs redis-py: pip install 'laser-ctr[cluster]'")
-    if shutil.which("redis-server") is None:
-        pytest.skip("needs redis-server: apt-get install redis-server")
+    if shutil.which(SERVER) is None:
+        pytest.skip(f"needs {SERVER}: apt-get install redis-server")
 
 
 @pytest.fixture(scope="module")
