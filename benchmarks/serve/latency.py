@@ -8,6 +8,7 @@ that many events. Every request is for the next user, with candidates drawn at r
 
 - ``laser``: histories shared over candidates, event rows kept from the request before, one event appended since;
 - ``laser cold``: the same for users that were never seen;
+- ``laser compiled`` (only if named): as ``laser``, with the bundle's native code;
 - ``naive``: the same model, each candidate a request of its own with its own copy of the history;
 - ``transformer``, ``din``: in LASER's place, between the same inputs and head, through the same scorer.
 
@@ -55,7 +56,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
         for name, place in (("transformer", "transformer.Transformer"), ("din", "din.DIN"))
     },
 }
-SAME_AS = {"laser cold": "laser", "naive": "laser"}
+SAME_AS = {"laser cold": "laser", "laser compiled": "laser", "naive": "laser"}
 NAIVE_AT_ONCE = 50
 """Copies of a history in memory at once."""
 
@@ -101,7 +102,9 @@ def events_of(timestamps: np.ndarray, rng: np.random.Generator) -> dict[str, np.
     return {"timestamp": timestamps, "item": items, "action": rng.integers(1, 8, len(items)).astype(np.uint8)}
 
 
-def write_model(folder: Path, data: PreparedData, network: dict[str, Any], most: int, tables: Any) -> Path:
+def write_model(
+    folder: Path, data: PreparedData, network: dict[str, Any], most: int, tables: Any, compiled: str | None
+) -> Path:
     model = build_network(network, data.schema, seed=0)
     weights = {name: value for name, value in model.state_dict().items() if ".collections." not in name}
     sizes = data.schema.tables
@@ -110,7 +113,7 @@ def write_model(folder: Path, data: PreparedData, network: dict[str, Any], most:
     def table(name: str) -> torch.Tensor:
         return initial_rows(name, 0, sizes[name].rows, sizes[name].width, 0, 0.02)
 
-    write_bundle(folder, data, Trained(network, 0, most, weights, table, {}), tables)
+    write_bundle(folder, data, Trained(network, 0, most, weights, table, {}), tables, compiled)
     return folder
 
 
@@ -125,7 +128,7 @@ def requests(
         number += 1
         now = NOW + number
         candidates = rng.integers(1, ITEMS, size).tolist()
-        if way == "laser":
+        if way in ("laser", "laser compiled"):
             scorer.score(user, candidates[:1] * 4, {"hour": 1}, now)
             vault.append([user], events_of(np.array([now]), rng))
         if way == "laser cold":
@@ -179,7 +182,8 @@ def measure_all(
     end = time.monotonic() + options.limit
     total = len(options.models) * len(options.lengths) * len(options.candidates)
     for way in options.models:
-        scorer = Scorer(bundles[SAME_AS.get(way, way)], vault, device=options.device, cache_bytes=4 << 30)
+        where = {"device": options.device, "compiled": way == "laser compiled"}
+        scorer = Scorer(bundles[SAME_AS.get(way, way)], vault, cache_bytes=4 << 30, **where)
         for place, length in enumerate(options.lengths):
             scorer.max_history = length  # appends do not make it longer
             for size in options.candidates:
@@ -224,8 +228,17 @@ def main() -> None:
         data = write_data(work / "data", options.lengths, rng)
         with PreparedData(data) as prepared:
             models = {SAME_AS.get(way, way) for way in options.models}
+            native = options.device if "laser compiled" in options.models else None
             bundles = {
-                m: write_model(work / m, prepared, NETWORKS[m], max(options.lengths), options.tables) for m in models
+                m: write_model(
+                    work / m,
+                    prepared,
+                    NETWORKS[m],
+                    max(options.lengths),
+                    options.tables,
+                    native if m == "laser" else None,
+                )
+                for m in models
             }
         with SeqVault.open(data / "vault", "a", sync="none") as vault:
             for found in measure_all(options, bundles, vault, rng):

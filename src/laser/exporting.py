@@ -37,6 +37,12 @@ class ExportCLI(RecipeCLI):
             default="fp32",
             help="precision of the embedding tables; int8 and int4 are quantised row by row",
         )
+        parser.add_argument(
+            "--compile",
+            type=Literal["cpu", "cuda"] | None,
+            default=None,
+            help="write native code for this machine's kind of device, too; needs a C++ compiler",
+        )
 
 
 def main(arguments: list[str]) -> int:
@@ -57,7 +63,8 @@ def main(arguments: list[str]) -> int:
         key: value for key, value in config.model.network.as_dict().items() if key in ("class_path", "init_args")
     }
     data, seed = config.data, int(config.model.seed)
-    export(Path(checkpoint), Path(data.path), network, seed, data.max_history, config.tables, Path(config.out))
+    where = Path(checkpoint), Path(data.path), network, seed, data.max_history
+    export(*where, config.tables, Path(config.out), config.compile)
     return 0
 
 
@@ -69,6 +76,7 @@ def export(
     max_history: int,
     precision: Precision,
     out: Path,
+    compiled: str | None = None,
 ) -> None:
     """Write a bundle, all of it or nothing.
 
@@ -80,6 +88,7 @@ def export(
         max_history: newest events that the model sees.
         precision: of the tables.
         out: folder of the bundle.
+        compiled: "cpu" or "cuda" to write native code for it, too.
 
     Raises:
         ValueError: when checkpoint, data set and options do not fit each other, or ``out`` is something else.
@@ -107,7 +116,7 @@ def export(
     temporary.mkdir(parents=True)
     try:
         with PreparedData(data_path) as data:
-            bundle = write_bundle(temporary, data, trained, precision)
+            bundle = write_bundle(temporary, data, trained, precision, compiled)
         replace_directory(temporary, out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

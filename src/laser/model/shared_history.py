@@ -16,6 +16,7 @@ matches P counts pairs of fields, as in ``laser.model.match_gate``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -90,13 +91,30 @@ class SharedHistory(nn.Module):
             open_LB: factors of the gates, to ask what the score would be if some were shut.
             batch: the same as ids, for models that match events with candidates; not needed by others.
         """
+        event_PC, live_P = self.padded(row_LC, age_L)
+        missing = event_PC.shape[0] - row_LC.shape[0]
+        found = None if batch is None else self.network.matched.find(batch)
+        open_PB = None if open_LB is None else pad(open_LB, (0, 0, missing, 0))
+        matched = self.network.matched(event_PC[missing:, self.project_DC.shape[1] :], found)
+        scores = self.candidates(event_PC, live_P, target_BE, context, open_PB, found, matched)
+        return Scores(scores.logit_B, scores.gate_HLB[:, missing:])
+
+    def candidates(
+        self,
+        event_PC: Tensor,
+        live_P: Tensor,
+        target_BE: Tensor,
+        context: list[Tensor],
+        open_PB: Tensor | None = None,
+        found: Matches | None = None,
+        matched: Sequence[Tensor] = (),
+    ) -> Scores:
+        """What depends on the candidates; gates of padded events are among the gates."""
         network = self.network
-        event_PC, live_P = self._history(row_LC, age_L)
         target_BD = network.target(target_BE)
-        found = None if batch is None else network.matched.find(batch)
         gate_HPB = self._gates(event_PC, live_P, target_BD, found)
-        if open_LB is not None:
-            gate_HPB = gate_HPB * pad(open_LB, (0, 0, gate_HPB.shape[1] - open_LB.shape[0], 0))
+        if open_PB is not None:
+            gate_HPB = gate_HPB * open_PB
         segment_BND = self._segments(event_PC, gate_HPB, live_P)
         user_BD = target_BD
         for layer in network.gsta.layers:
@@ -105,12 +123,10 @@ class SharedHistory(nn.Module):
         groups = [user_BD, *self._readout(segment_BND), target_BD, *context]
         if network.fusion.newest_events:
             groups.append(self._newest_mean(event_PC, live_P).expand(target_BD.shape[0], -1))
-        x_LD = event_PC[event_PC.shape[0] - row_LC.shape[0] :, self.project_DC.shape[1] :]
-        groups += network.matched(x_LD, found)
-        pooled_BD, _ = network.mixer(network.fusion.tokens(groups), 0, 1)
-        return Scores(network._logit(pooled_BD), gate_HPB[:, gate_HPB.shape[1] - row_LC.shape[0] :])
+        pooled_BD, _ = network.mixer(network.fusion.tokens([*groups, *matched]), 0, 1)
+        return Scores(network._logit(pooled_BD), gate_HPB)
 
-    def _history(self, row_LC: Tensor, age_L: Tensor) -> tuple[Tensor, Tensor]:
+    def padded(self, row_LC: Tensor, age_L: Tensor) -> tuple[Tensor, Tensor]:
         """Rows with recency, padded at the old end to whole segments; and which of them are events."""
         length, width = row_LC.shape[0], self.network.segment_width
         if self.has_recency:

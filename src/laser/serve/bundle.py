@@ -7,8 +7,9 @@
     items.safetensors    side info by item code
     ids/FEATURE.parquet  raw value -> code
     golden.json          a few requests with their histories, in codes, and what the model answers
+    candidates_*.pt2     only if asked for: native code for a kind of device
 
-Nothing in it is code, and nothing that reads it runs any: JSON, numbers, Parquet.
+Nothing else in it is code, and nothing that reads it runs any, unless native code is asked for: JSON, numbers, Parquet.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ FACTS, SCHEMA, WEIGHTS, TABLES, ITEMS, IDS, GOLDEN = (
     "bundle.json", "schema.json", "weights.safetensors", "tables.safetensors", "items.safetensors", "ids",
     "golden.json",
 )  # fmt: skip
+COMPILED = {"cpu": "candidates_cpu.pt2", "cuda": "candidates_cuda.pt2"}
 BLOCK = 1 << 24
 """Bytes that are read at once to compute a checksum."""
 
@@ -102,6 +104,20 @@ class Bundle:
     def golden(self) -> list[dict[str, Any]]:
         """Requests with histories and answers."""
         return json.loads((self.path / GOLDEN).read_text())["requests"]
+
+    def compiled(self, device: str) -> tuple[Path, dict[str, Any]]:
+        """File with native code for "cpu" or "cuda", and what it was built for.
+
+        Raises:
+            ValueError: when there is none.
+        """
+        found, name = self.facts.get("compiled", {}), COMPILED[device]
+        if device not in found or name not in self.facts["files"]:
+            raise ValueError(
+                f"bundle {self.path} has no compiled code for {device}; export it with --compile {device}, or do "
+                "without compiled code"
+            )
+        return self.path / name, found[device]
 
     def _tensors(self, name: str) -> dict[str, Tensor]:
         try:

@@ -22,6 +22,7 @@ from laser.model.laser import Laser
 from laser.model.shared_history import Scores, SharedHistory
 from laser.schema import Kind, Schema
 from laser.seqvault.ragged import Ragged
+from laser.serve.compiled import LEAST, Compiled
 from laser.serve.embeddings import MappedEmbeddings
 from laser.serve.event_rows import EventRows, Events
 from laser.serve.requests import CodedRequest
@@ -57,6 +58,8 @@ class Engine:
         self.embeddings = embeddings
         self.shared = SharedHistory(network) if isinstance(network, Laser) else None
         self.rows = EventRows(self._event_rows, schema.timestamp.name, cache_bytes)
+        self.compiled: Compiled | None = None
+        """In place of ``shared.candidates`` where it can be used."""
 
     def score(self, requests: Sequence[CodedRequest], events: Ragged) -> list[np.ndarray]:
         """Float32 probabilities [B] of each request.
@@ -114,8 +117,16 @@ class Engine:
         step = self.candidates_at_once(len(age_L))
         for start in range(0, len(request), step):
             part = request.part(start, start + step)
-            scores = self.forward(row_LC, age_L, part, events)
-            out[start : start + step] = torch.sigmoid(scores.logit_B).cpu().numpy()
+            out[start : start + step] = torch.sigmoid(self.logits(row_LC, age_L, part, events)).cpu().numpy()
+
+    def logits(self, row_LC: Tensor, age_L: Tensor, request: CodedRequest, events: Events) -> Tensor:
+        """Of all candidates of a request at once, [B]."""
+        assert self.shared is not None
+        whole = self.shared.network.segment_width * (LEAST - 1)
+        if self.compiled is None or len(request) < LEAST or len(age_L) <= whole:
+            return self.forward(row_LC, age_L, request, events).logit_B
+        target_BE, context = self._candidates(request)
+        return self.compiled(*self.shared.padded(row_LC, age_L), target_BE, context)
 
     def history(self, request: CodedRequest, events: Events) -> tuple[Tensor, Tensor]:
         """Rows [L, C] and ages [L] in seconds of a request's history."""
@@ -132,12 +143,15 @@ class Engine:
     ) -> Scores:
         """Logits and gates of all candidates of a request at once."""
         assert self.shared is not None
-        target = with_side_info(self.schema, self.items, request.item_B)
-        target_BE = self.embeddings.targets(self._ids(target))
-        context = self.embeddings.contexts(self._ids(request.context))
+        target_BE, context = self._candidates(request)
         matches = self.shared.network.matched.pairs
         batch = self.batch([request], self._alone(events), [(0, 0, len(request))]) if matches else None
         return self.shared(row_LC, age_L, target_BE, context, open_LB, batch)
+
+    def _candidates(self, request: CodedRequest) -> tuple[Tensor, list[Tensor]]:
+        """Embeddings of candidates [B, E] and of their contexts."""
+        target = with_side_info(self.schema, self.items, request.item_B)
+        return self.embeddings.targets(self._ids(target)), self.embeddings.contexts(self._ids(request.context))
 
     def _alone(self, events: Events) -> Ragged:
         return Ragged(events, np.array([0, len(events[self.schema.timestamp.name])]))

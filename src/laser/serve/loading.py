@@ -11,6 +11,7 @@ import torch
 from laser.schema import Kind, names
 from laser.seqvault.ragged import Ragged
 from laser.serve.bundle import Bundle
+from laser.serve.compiled import load_candidates
 from laser.serve.embeddings import MappedEmbeddings
 from laser.serve.engine import Engine
 from laser.serve.network import TRUSTED, build_network
@@ -21,7 +22,13 @@ TOLERANCE = {"cpu": 1e-4, "cuda": 2e-3}
 
 
 def load_engine(
-    bundle: Bundle, *, device: str = "cpu", cache_bytes: int = 0, trusted: Iterable[str] = TRUSTED, verify: bool = True
+    bundle: Bundle,
+    *,
+    device: str = "cpu",
+    cache_bytes: int = 0,
+    trusted: Iterable[str] = TRUSTED,
+    compiled: bool = False,
+    verify: bool = True,
 ) -> Engine:
     """Build the model and let it answer the bundle's golden requests.
 
@@ -30,10 +37,12 @@ def load_engine(
         device: of the dense part; tables stay in the host's memory map.
         cache_bytes: of event rows kept between requests.
         trusted: beginnings of the names of classes that the bundle may name.
+        compiled: whether to run the bundle's native code for the device: loading it is trusting it.
         verify: whether to compare the golden answers.
 
     Raises:
-        ValueError: when there is no such device, weights and options do not fit each other, or an answer differs.
+        ValueError: when there is no such device, weights and options do not fit each other, an answer differs, or there
+            is no native code that runs here.
     """
     where, place = f"bundle {bundle.path}", _device(device)
     try:
@@ -44,6 +53,8 @@ def load_engine(
         raise ValueError(f"{where} is refused: {' '.join(str(error).split())}") from None
     network = network.eval().requires_grad_(False).to(place)
     engine = Engine(bundle.schema, bundle.items(), network, place, cache_bytes)
+    if compiled:
+        engine.compiled = load_candidates(*bundle.compiled(place.type), place.type)
     if verify:
         _verify(bundle, engine)
     return engine

@@ -45,6 +45,7 @@ class Scorer:
         cache_bytes: of what is kept of users between requests; see ``laser.serve.event_rows``. 0 keeps nothing.
         checksums: whether to compare the checksums of the bundle's files.
         trusted: beginnings of the names of classes that the bundle may name.
+        compiled: whether to run the bundle's native code (``laser export --compile``): loading it is trusting it.
 
     Raises:
         ValueError: when the bundle is damaged, answers otherwise than when it was written, or the store keeps other
@@ -60,9 +61,12 @@ class Scorer:
         cache_bytes: int = 256 << 20,
         checksums: bool = True,
         trusted: Iterable[str] = TRUSTED,
+        compiled: bool = False,
     ) -> None:
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle, checksums=checksums)
-        self.engine = load_engine(self.bundle, device=device, cache_bytes=cache_bytes, trusted=trusted)
+        self.engine = load_engine(
+            self.bundle, device=device, cache_bytes=cache_bytes, trusted=trusted, compiled=compiled
+        )
         self.schema, self.vault = self.bundle.schema, vault
         self.coder = Coder(self.schema, self.bundle.codes())
         self.max_history = int(self.bundle.facts["max_history"])

@@ -20,6 +20,7 @@ def serve(
     max_requests: int = 64,
     token_file: Path | None = None,
     tls_authority: Path | None = None,
+    compiled: bool = False,
 ) -> None:
     """Score requests over HTTP, with a page that shows the gates; it changes nothing.
 
@@ -36,6 +37,7 @@ def serve(
         max_requests: in work at once.
         token_file: for a service: its token, in the first line.
         tls_authority: for a service: PEM file of the authority that signed its certificate.
+        compiled: run the bundle's native code, which laser export --compile wrote: loading it is trusting it.
     """
     try:
         from laser.serve.server import Limits, run
@@ -49,7 +51,7 @@ def serve(
     if vault is None:
         raise ValueError("--vault is missing; give the history store, such as prepared/movielens_small/vault")
     with _open(vault, token_file, tls_authority) as opened:
-        scorer = Scorer(bundle, opened, device=device, cache_bytes=cache_bytes)
+        scorer = Scorer(bundle, opened, device=device, cache_bytes=cache_bytes, compiled=compiled)
         print(f"http://{host}:{port} serves {scorer.bundle.facts['data_set']} from {bundle}", flush=True)
         run(scorer, host, port, Limits(max_candidates, max_bytes, requests=max_requests))
 

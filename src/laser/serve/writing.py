@@ -18,6 +18,7 @@ from laser.data.samples import Samples
 from laser.schema import names
 from laser.seqvault.ragged import Ragged
 from laser.serve.bundle import (
+    COMPILED,
     FACTS,
     FORMAT,
     GOLDEN,
@@ -30,6 +31,7 @@ from laser.serve.bundle import (
     checksum,
     code_versions,
 )
+from laser.serve.compiled import built_for, compile_candidates
 from laser.serve.engine import Engine
 from laser.serve.loading import load_engine
 from laser.serve.requests import CodedRequest
@@ -60,7 +62,9 @@ class Trained:
     checkpoint: dict[str, Any]
 
 
-def write_bundle(folder: Path, data: PreparedData, trained: Trained, precision: Precision) -> Bundle:
+def write_bundle(
+    folder: Path, data: PreparedData, trained: Trained, precision: Precision, compiled: str | None = None
+) -> Bundle:
     """Write a bundle into an empty folder and open it.
 
     Args:
@@ -68,9 +72,11 @@ def write_bundle(folder: Path, data: PreparedData, trained: Trained, precision: 
         data: that the model was trained on.
         trained: the model.
         precision: of the tables.
+        compiled: "cpu" or "cuda" to write native code for it, too.
 
     Raises:
-        ValueError: when weights and options do not fit each other, or the two ways of scoring differ.
+        ValueError: when weights and options do not fit each other, the two ways of scoring differ, or the model cannot
+            be compiled.
     """
     schema = data.schema
     schema.save(folder / SCHEMA)
@@ -102,12 +108,25 @@ def write_bundle(folder: Path, data: PreparedData, trained: Trained, precision: 
     engine = load_engine(Bundle(folder, facts, schema), verify=False)
     golden = [_answered(engine, *case) for case in _golden_cases(data, trained.max_history)]
     (folder / GOLDEN).write_text(json.dumps({"requests": golden}))
+    if compiled is not None:
+        facts["compiled"] = {compiled: _compile(Bundle(folder, facts, schema), compiled)}
     files = sorted(file for file in folder.rglob("*") if file.is_file())
     facts["files"] = {str(f.relative_to(folder)): [f.stat().st_size, checksum(f)] for f in files}
     (folder / FACTS).write_text(json.dumps(facts, indent=1))
     bundle = Bundle.open(folder)
     load_engine(bundle)
+    if compiled is not None:
+        load_engine(bundle, device=compiled, compiled=True)
     return bundle
+
+
+def _compile(bundle: Bundle, device: str) -> dict[str, str]:
+    shared = load_engine(bundle, device=device, verify=False).shared
+    if shared is None:
+        raise ValueError("only LASER can be compiled; leave out --compile")
+    widths = [int(f.width or 0) for f in shared.network.embeddings.context]
+    compile_candidates(shared, widths, bundle.path / COMPILED[device])
+    return built_for(device)
 
 
 def _one_at_a_time(table: Callable[[str], Tensor], name: str) -> Callable[[int, int], Tensor]:
