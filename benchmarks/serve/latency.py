@@ -57,6 +57,8 @@ NETWORKS: dict[str, dict[str, Any]] = {
     },
 }
 SAME_AS = {"laser cold": "laser", "laser compiled": "laser", "naive": "laser"}
+AT_LEAST_MS = 200
+"""What a request may take however small it is, on a busy machine: not taken for a cost that grows."""
 NAIVE_AT_ONCE = 50
 """Copies of a history in memory at once."""
 
@@ -167,9 +169,9 @@ def expected_ms(found: list[dict[str, Any]], way: str, length: int, size: int) -
     if way.startswith("laser"):
         return 0.0
     smaller = [
-        case["p50_ms"] * (size / case["candidates"]) * (length / case["length"]) / 2
+        (case.get("p50_ms", 0) - AT_LEAST_MS) * (size / case["candidates"]) * (length / case["length"]) / 2
         for case in found
-        if case["way"] == way and case["candidates"] <= size and case["length"] <= length and case.get("p50_ms", 0) > 50
+        if case["way"] == way and case["candidates"] <= size and case["length"] <= length
     ]
     return max(smaller, default=0.0)
 

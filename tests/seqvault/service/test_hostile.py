@@ -19,7 +19,9 @@ import zstandard
 from laser.seqvault import Field, SeqVault
 from laser.seqvault.layout import Layout
 from laser.seqvault.service import RemoteVault, protocol
+from laser.seqvault.service.authorization import Tokens
 from laser.seqvault.service.limits import Busy, Gate, Limits
+from laser.seqvault.service.server import VaultServer
 from tests.seqvault.conftest import FIELDS, make_events
 from tests.seqvault.service.conftest import READER, WRITER, Served, Start
 
@@ -267,6 +269,36 @@ def test_what_a_caller_has_given_up_is_not_done(path: Path, start: Start) -> Non
             served.process.send_signal(signal.SIGCONT)
         assert patient.append([1], {"time": [3]}) == 1
         assert patient.read([1])["time"].tolist() == [1, 3]
+
+
+def test_who_gives_up_while_waiting_for_a_turn_is_not_served(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with SeqVault.create(path, [Field("time", "int64")]) as vault:
+        begun, go_on, read = threading.Event(), threading.Event(), vault.read
+
+        def slow(*users: object, **options: object) -> object:
+            begun.set()
+            assert go_on.wait(60)
+            return read(*users, **options)
+
+        monkeypatch.setattr(vault, "read", slow)
+        limits = Limits(running=1, wait_seconds=60)
+        server = VaultServer(vault, "grpc://127.0.0.1:0", Tokens((), (), "write"), limits)
+        location = f"grpc://127.0.0.1:{server.port}"
+        try:
+            with RemoteVault(location, timeout=60) as patient, RemoteVault(location, timeout=60) as hasty:
+                assert hasty.append([1], {"time": [1]}) == 1
+                hasty._timeout = 0.5
+                busy = threading.Thread(target=patient.read, args=([1],))
+                busy.start()
+                assert begun.wait(60)
+                with pytest.raises(TimeoutError, match=r"no answer within 0.5 s"):
+                    hasty.append([1], {"time": [2]})
+                go_on.set()
+                busy.join()
+        finally:
+            go_on.set()
+            server.stop(5.0)
+        assert read([1])["time"].tolist() == [1]
 
 
 def test_a_stopping_service_finishes_what_runs(filled: Path, start: Start) -> None:
