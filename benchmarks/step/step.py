@@ -119,7 +119,7 @@ class Work:
     def forward(self) -> None:
         module = self.module
         with module.trainer.precision_plugin.forward_context():
-            output = module.network(self.batch)
+            output = (module.recorded or module.network)(self.batch)
         self.loss = local_loss(output.logit_B, self.batch, module.trainer.world_size, output.auxiliary_loss)
 
     def backward(self) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from laser.ops.segmented_attention import cpu, naive, segmented_target_attention, triton
-from laser.ops.segments import segment_layout
+from laser.ops.segments import Capacity, capacity_needed, segment_layout
 
 NAMES = ["pooled", "gate", "d_x", "d_query", "d_bias"]
 IMPLEMENTATIONS = {"cpu": cpu, "triton": triton}
@@ -324,3 +324,31 @@ def test_mistakes(change: dict, message: str) -> None:
     segmented_target_attention(**arguments)
     with pytest.raises(ValueError, match=message):
         segmented_target_attention(**(arguments | change))
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize(
+    ("lengths", "samples"), [([7, 0, 12, 5], [0, 1, 2, 3]), ([7, 0, 30, 3], [2, 0, 0, 2, 1, 3])], ids=["own", "shared"]
+)
+def test_a_layout_with_room_to_spare_changes_nothing(
+    implementation: str, lengths: list[int], samples: list[int], device: torch.device
+) -> None:
+    """The last history has the last sample alone. Segments that belong to no sample are zeros."""
+    ours, width, (H, D) = IMPLEMENTATIONS[implementation], 3, (2, 16)
+    case = inputs(lengths, samples, D, H, torch.float32, device)
+    x_TD, off_U1, query_BHD, bias_H, history_of_B = case
+    tiles = ours.tiling(x_TD.dtype, H, D, width, len(samples) > len(lengths))
+    needed = capacity_needed(off_U1.cpu(), history_of_B.cpu(), width, tiles)
+    room = Capacity(*(count + 5 for count in needed))
+    layout = segment_layout(off_U1, history_of_B, width, lambda _: tiles, capacity=room)
+    pooled, gate = ours.forward(x_TD, query_BHD, bias_H, layout)
+    count = needed.num_segments
+    assert not pooled[count:].any()
+    assert len(pooled) == count + 5
+    upstream = torch.randn(count, H, D, device=device)
+    poisoned = torch.cat([upstream, upstream.new_full((5, H, D), torch.nan)])
+    found = ours.backward(poisoned, x_TD, query_BHD, bias_H, gate, layout)
+    expected = by(ours, case, width, upstream)
+    torch.testing.assert_close([pooled[:count], *found], [expected[0], *expected[2:]], rtol=0, atol=0)
+    with pytest.raises(ValueError, match="a layout needs"):
+        segment_layout(off_U1, history_of_B, width, lambda _: tiles, capacity=needed._replace(num_segments=1))

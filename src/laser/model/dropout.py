@@ -50,19 +50,26 @@ def scalar_hash(*parts: int) -> int:
     return state
 
 
-def keep_mask(probability: float, state: int, key: Tensor, position: Tensor) -> Tensor:
+def step_hash(seed: int, site: int, step: int | Tensor) -> int | Tensor:
+    """``scalar_hash`` of the three; of a step in a tensor (int64, no dimensions) the same bits in a tensor."""
+    if isinstance(step, Tensor):
+        return mix(mix(step) + _signed(scalar_hash(seed, site) + _GOLDEN))
+    return scalar_hash(seed, site, step)
+
+
+def keep_mask(probability: float, state: int | Tensor, key: Tensor, position: Tensor) -> Tensor:
     """Which elements survive: True with probability ``1 - probability``, as a function of (state, key, position).
 
     Args:
         probability: of dropping, in [0, 1); resolved to 2^-32.
-        state: hash of seed, site and step.
+        state: hash of seed, site and step, signed.
         key: int64, broadcast against ``position``.
         position: int64.
 
     Returns:
         bool tensor of the broadcast shape.
     """
-    mixed = mix(mix(key + _signed(state)) + position * _signed(_GOLDEN))
+    mixed = mix(mix(key + state) + position * _signed(_GOLDEN))
     return _shift_right(mixed, 32) >= int(probability * 2**32)
 
 
@@ -95,11 +102,11 @@ class EventDropout(_HashedDropout):
 
     site = 1
 
-    def forward(self, history_key_T: Tensor, rank_T: Tensor, step: int) -> Tensor | None:
+    def forward(self, history_key_T: Tensor, rank_T: Tensor, step: int | Tensor) -> Tensor | None:
         """Float32 factor of each event: 0 where (step, history key, rank) hashes below p; ``None`` where all are 1."""
         if not self.active:
             return None
-        keep_T = keep_mask(self.probability, scalar_hash(self.seed, self.site, step), history_key_T, rank_T)
+        keep_T = keep_mask(self.probability, step_hash(self.seed, self.site, step), history_key_T, rank_T)
         return self.scale(keep_T, torch.float32)
 
 
@@ -108,12 +115,12 @@ class TokenDropout(_HashedDropout):
 
     site = 2
 
-    def forward(self, tokens_BMD: Tensor, row_B: Tensor, step: int) -> Tensor:
+    def forward(self, tokens_BMD: Tensor, row_B: Tensor, step: int | Tensor) -> Tensor:
         """Zero the elements of ``tokens_BMD`` whose (step, row, position) hashes below p."""
         if not self.active:
             return tokens_BMD
         elements = tokens_BMD.shape[1] * tokens_BMD.shape[2]
         position_MD = torch.arange(elements, device=tokens_BMD.device).view(tokens_BMD.shape[1:])
-        state = scalar_hash(self.seed, self.site, step)
+        state = step_hash(self.seed, self.site, step)
         keep_BMD = keep_mask(self.probability, state, row_B[:, None, None], position_MD)
         return tokens_BMD * self.scale(keep_BMD, tokens_BMD.dtype)

@@ -153,24 +153,40 @@ class TableEmbeddings(nn.Module):
                 rows, width = weight.shape
                 weight.copy_(initial_rows(name, 0, rows, width, self.seed, self.std))
 
-    def forward(self, batch: Batch) -> Embedded:
-        """Embeddings of all features of ``batch``; multi-valued ones averaged over their non-zero ids."""
-        sources = (
-            [(feature, batch.history[feature.name]) for feature in self.history]
-            + [(feature, batch.target[feature.name]) for feature in self.target]
-            + [(feature, batch.context[feature.name]) for feature in self.context]
-        )
-        found = self._look_up(sources, batch)
+    def look_up(self, batch: Batch) -> dict[str, Tensor]:
+        """Rows [R, W] of the distinct ids of each table, which the batch has found already."""
+        return self._rows(batch.distinct)
+
+    def forward(self, batch: Batch, rows: dict[str, Tensor] | None = None) -> Embedded:
+        """Embeddings of all features of ``batch``; multi-valued ones averaged over their non-zero ids.
+
+        ``rows`` is what ``look_up`` gave, if it was called before.
+        """
+        found = self._find(self._sources(batch), batch, rows)
         h, t = len(self.history), len(self.history) + len(self.target)
         target_BE = torch.cat([field.vectors() for field in found[h:t]], dim=-1)
         return Embedded(found[:h], target_BE, [field.vectors() for field in found[t:]])
 
-    def _look_up(self, sources: list[tuple[Feature, Tensor]], batch: Batch) -> list[Found]:
+    def numbers_of_ids(self, batch: Batch) -> dict[str, list[int]]:
+        """Lengths of the parts, one a field, of which ``batch.place`` consists; by table."""
+        numbers: dict[str, list[int]] = {name: [] for name in self.tables}
+        for feature, ids in self._sources(batch):
+            numbers[str(feature.table)].append(ids.numel())
+        return numbers
+
+    def _sources(self, batch: Batch) -> list[tuple[Feature, Tensor]]:
+        return (
+            [(feature, batch.history[feature.name]) for feature in self.history]
+            + [(feature, batch.target[feature.name]) for feature in self.target]
+            + [(feature, batch.context[feature.name]) for feature in self.context]
+        )
+
+    def _find(self, sources: list[tuple[Feature, Tensor]], batch: Batch, rows: dict[str, Tensor] | None) -> list[Found]:
         by_table: dict[str, list[int]] = {name: [] for name in self.tables}
         for position, (feature, _) in enumerate(sources):
             by_table[str(feature.table)].append(position)
         distinct, place = batch.distinct, batch.place
-        if not distinct:
+        if not distinct and rows is None:
             pairs = {
                 name: torch.unique(torch.cat([sources[p][1].flatten() for p in places]), return_inverse=True)
                 for name, places in by_table.items()
@@ -178,7 +194,7 @@ class TableEmbeddings(nn.Module):
             distinct = {name: pair[0] for name, pair in pairs.items()}
             place = {name: pair[1].int() for name, pair in pairs.items()}
         found: list[Found | None] = [None] * len(sources)
-        for name, rows_RW in self._rows(distinct).items():
+        for name, rows_RW in (rows or self._rows(distinct)).items():
             places = by_table[name]
             parts = place[name].split([sources[p][1].numel() for p in places])
             for position, part in zip(places, parts, strict=True):

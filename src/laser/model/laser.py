@@ -12,6 +12,8 @@ from laser.model.embeddings import total_width
 from laser.model.fusion import Fusion
 from laser.model.gsta import GlobalStackedTargetAttention
 from laser.model.output import ModelOutput
+from laser.model.prepared import Prepared
+from laser.model.rankmixer import SparseFeedForward
 from laser.model.recency import Recency, SegmentRecency
 from laser.model.sequence_model import Head, SequenceModel
 from laser.model.sta import Gate, Pooling, SegmentedTargetAttention
@@ -163,9 +165,15 @@ class Laser(SequenceModel):
             seed=seed,
         )
 
-    def forward(self, batch: Batch, *, return_gates: bool = False) -> ModelOutput:
-        """Logits of a batch; ``return_gates`` adds the gates of the segmented attention, on a detached graph."""
-        embedded = self.embeddings(batch)
+    def forward(self, batch: Batch, *, return_gates: bool = False, prepared: Prepared | None = None) -> ModelOutput:
+        """Logits of a batch.
+
+        Args:
+            batch: of any size.
+            return_gates: also return the gates of the segmented attention, on a detached graph.
+            prepared: what was done for the batch before.
+        """
+        embedded = self.embeddings(batch, None if prepared is None else prepared.rows)
         target_BD = self.target(embedded.target_BE)
         x_TD = self._events(embedded.history, batch)
 
@@ -178,6 +186,7 @@ class Laser(SequenceModel):
             return_gates=return_gates,
             on_host=batch.on_host,
             found=found,
+            layout=None if prepared is None else prepared.layout,
         )
         if self.segment_recency is not None:
             segment_GD = self.segment_recency(segment_GD, seg_off_B1)
@@ -195,6 +204,13 @@ class Laser(SequenceModel):
         )
         logit_B, auxiliary_loss = self._head(tokens_BMD, batch)
         return ModelOutput(logit_B, auxiliary_loss, gates)
+
+    @property
+    def recordable(self) -> bool:
+        """Whether nothing after the look-up depends on the values of a batch, only on its sizes."""
+        sta = self.sta
+        plain = sta.gate == "sigmoid" and sta.pooling == "sum" and self.segment_recency is None
+        return plain and not any(isinstance(module, SparseFeedForward) for module in self.modules())
 
     def costs(self, length: int) -> Costs:
         """Multiply-accumulates of one sample with ``length`` events, by part."""

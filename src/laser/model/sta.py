@@ -15,6 +15,7 @@ that sees them; G segments, packed per sample, oldest first; H heads; D width.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
 
@@ -28,7 +29,8 @@ from laser.model.matching import Matches
 from laser.model.output import Gates
 from laser.model.recency import owner, rank_from_newest
 from laser.model.segment_softmax import segmented_softmax_attention
-from laser.ops.segmented_attention import segmented_target_attention
+from laser.ops.segmented_attention import segmented_target_attention, tiling
+from laser.ops.segments import SegmentLayout, Tiling
 
 Gate = Literal["sigmoid", "softmax"]
 Pooling = Literal["sum", "mean"]
@@ -101,6 +103,7 @@ class SegmentedTargetAttention(nn.Module):
         return_gates: bool = False,
         on_host: tuple[Tensor, Tensor] | None = None,
         found: Matches | None = None,
+        layout: SegmentLayout | None = None,
     ) -> tuple[Tensor, Tensor, Gates | None]:
         """Segments of every sample.
 
@@ -112,6 +115,7 @@ class SegmentedTargetAttention(nn.Module):
             return_gates: also return the gates (softmax weights in that ablation).
             on_host: copies of ``off_U1`` and ``history_of_B`` in host memory, so that nothing waits for a GPU.
             found: matches of history and target, where the gates are to know of them.
+            layout: of the segments, where it is known (sigmoid gates).
 
         Returns:
             segment_GD, seg_off_B1 (int64 offsets of the samples in it), and the gates or ``None``.
@@ -121,7 +125,9 @@ class SegmentedTargetAttention(nn.Module):
             query_BHD = self.heads.query(target_BD.to(self.heads.query_HDQ.dtype))
             if self.slope_H is not None:
                 x_TD, query_BHD = self._with_rank(x_TD, off_U1, query_BHD, self.slope_H)
-            pooled_GHD, seg_off_B1, gates = self._pool(x_TD, off_U1, query_BHD, history_of_B, return_gates, on_host)
+            pooled_GHD, seg_off_B1, gates = self._pool(
+                x_TD, off_U1, query_BHD, history_of_B, return_gates, on_host, layout
+            )
             if self.match is not None:
                 assert found is not None
                 pooled_GHD, correction = self.match(pooled_GHD, x_TD, query_BHD, self.bias_H, seg_off_B1, found)
@@ -141,6 +147,7 @@ class SegmentedTargetAttention(nn.Module):
         history_of_B: Tensor,
         return_gates: bool,
         on_host: tuple[Tensor, Tensor] | None,
+        layout: SegmentLayout | None,
     ) -> tuple[Tensor, Tensor, Gates | None]:
         if self.gate == "softmax":
             pooled = list(
@@ -157,11 +164,19 @@ class SegmentedTargetAttention(nn.Module):
                     self.segment_width,
                     return_gates=return_gates,
                     on_host=on_host,
+                    layout=layout,
                 )
             )
         if not return_gates:
             return pooled[0], pooled[1], None
         return pooled[0], pooled[1], Gates(pooled[2], pooled[3], self.segment_width, self.gate)
+
+    def tiling(self, device: torch.device, dtype: torch.dtype) -> Callable[[bool], Tiling]:
+        """Tiles of the op for events of this dtype, for a layout that is made before them."""
+        heads, width, _ = self.heads.query_HDQ.shape
+        wide = width + (self.slope_H is not None)
+        x_TD, query_BHD = (torch.empty(*shape, wide, dtype=dtype, device=device) for shape in ((0,), (0, heads)))
+        return tiling(x_TD, query_BHD, self.segment_width)
 
     def _with_rank(self, x_TD: Tensor, off_U1: Tensor, query_BHD: Tensor, slope_H: Tensor) -> tuple[Tensor, Tensor]:
         """Events and queries with one more value, whose product is the slope's part of the score."""

@@ -40,6 +40,8 @@ class Tiling(NamedTuple):
     backward_events: int = 0
     backward_steps: int = 1
     """Programs of a backward tile."""
+    shared: bool = False
+    """Whether histories may have several samples."""
 
 
 class Sizes(NamedTuple):
@@ -49,9 +51,26 @@ class Sizes(NamedTuple):
     num_segments: int
     num_events: int
     most_samples: int
-    """Samples of the history that has most of them."""
+    """Samples of the history that has most of them; with a ``Capacity`` 2 stands for more."""
     num_pairs: int
     """Pairs of a sample and a backward program of its history."""
+    spare: int = 0
+    """Whether there may be rows of segments that belong to no sample, because sizes are those of a ``Capacity``."""
+
+
+class Capacity(NamedTuple):
+    """Sizes that a layout is brought to, so that batches of different sizes look alike to a GPU's recorded kernels."""
+
+    num_segments: int = 0
+    num_events: int = 0
+    forward_tiles: int = 0
+    backward_tiles: int = 0
+    extra_pairs: int = 0
+    """Pairs beyond one for each program of a backward tile; histories with several samples have them."""
+
+    def cover(self, other: Capacity) -> Capacity:
+        """Enough for both."""
+        return Capacity(*map(max, self, other))
 
 
 class Parts(NamedTuple):
@@ -106,6 +125,7 @@ def segment_layout(
     width: int,
     tiling: Callable[[bool], Tiling] | None = None,
     device: torch.device | None = None,
+    capacity: Capacity | None = None,
 ) -> SegmentLayout:
     """Lay out the segments of every sample.
 
@@ -116,19 +136,48 @@ def segment_layout(
         width: events a segment.
         tiling: gives the kernels' tiles, told whether any history has several samples. Default: no tiles.
         device: where the layout is needed; ``None``: where ``off_U1`` is.
+        capacity: sizes that the layout shall have, at least ``capacity_needed``; surplus tiles are given to the last
+            history, of which they find no event. Its only sample must be the last.
+
+    Raises:
+        ValueError: when the capacity is too small.
     """
     off, history = off_U1.cpu().numpy(), history_of_B.cpu().numpy()
     length = np.diff(off)
     samples = np.bincount(history, minlength=len(length))
     most_samples = int(samples.max(initial=0))
     tiles = tiling(most_samples > 1) if tiling else Tiling()
+    steps = tiles.backward_steps
     forward, backward = _tiles(length, tiles.forward_events), _tiles(length, tiles.backward_events)
-    pair_off = offsets(np.diff(backward[0])[history] * tiles.backward_steps)
+    pair_off = offsets(np.diff(backward[0])[history] * steps)
     seg_off, event_off = offsets(-(-length // width)[history]), offsets(length[history])
     order = np.argsort(history, kind="stable")
-    parts = [off, history, seg_off, event_off, order, offsets(samples), *forward, *backward, pair_off]
     sizes = Sizes(width, int(seg_off[-1]), int(event_off[-1]), most_samples, int(pair_off[-1]))
+    if capacity is not None:
+        needed = Capacity(*sizes[1:3], len(forward[1]), len(backward[1]), sizes.num_pairs - len(backward[1]) * steps)
+        if capacity.cover(needed) != capacity:
+            raise ValueError(f"a layout needs {needed}, more than {capacity}")
+        num_pairs = capacity.extra_pairs + capacity.backward_tiles * steps
+        sizes = Sizes(width, capacity.num_segments, capacity.num_events, 1 + tiles.shared, num_pairs, spare=1)
+        forward, backward = (
+            (tile_off, np.pad(tile, (0, count - len(tile)), constant_values=len(length) - 1))
+            for (tile_off, tile), count in ((forward, capacity.forward_tiles), (backward, capacity.backward_tiles))
+        )
+    parts = [off, history, seg_off, event_off, order, offsets(samples), *forward, *backward, pair_off]
     return SegmentLayout(_on(device or off_U1.device, parts), [len(part) for part in parts], sizes)
+
+
+def capacity_needed(off_U1: Tensor, history_of_B: Tensor, width: int, tiles: Tiling) -> Capacity:
+    """The smallest capacity of a layout with these tiles; offsets and histories on the host."""
+    off, history = off_U1.numpy(), history_of_B.numpy()
+    length = np.diff(off)
+    forward_U, backward_U = (
+        -(-length // events) if events else np.zeros_like(length)
+        for events in (tiles.forward_events, tiles.backward_events)
+    )
+    extra_pairs = (int(backward_U[history].sum()) - int(backward_U.sum())) * tiles.backward_steps
+    counts = (-(-length // width)[history], length[history], forward_U, backward_U)
+    return Capacity(*(int(count.sum()) for count in counts), max(0, extra_pairs))
 
 
 def offsets(count: np.ndarray) -> np.ndarray:
@@ -174,7 +223,8 @@ class Chunk:
 
 def chunks(layout: SegmentLayout, row_bytes: int) -> Iterator[Chunk]:
     """Cut the segments of all samples into chunks."""
-    parts, (width, num_segments, *_) = layout.parts, layout.sizes
+    parts, width = layout.parts, layout.size.width
+    num_segments = int(parts.seg_off_B1[-1]) if layout.size.spare else layout.size.num_segments
     device = layout.index_I.device
     samples_B = torch.arange(len(parts.history_of_B), device=device)
     sample_G = samples_B.repeat_interleave(parts.seg_off_B1.diff(), output_size=num_segments)

@@ -129,7 +129,7 @@ class DenseOptimizer:
         Raises:
             ValueError: when ``weight_decay`` is negative.
         """
-        options: dict[str, Any] = {"lr": self.learning_rate, "betas": self.betas, "eps": self.eps}
+        options: dict[str, Any] = {"lr": self.learning_rate, "betas": self.betas, "eps": self.eps, "fused": True}
         if self.weight_decay < 0:
             raise ValueError(f"model.dense_optimizer.weight_decay is {self.weight_decay}; give 0 or more")
         if self.weight_decay == 0:
@@ -222,7 +222,7 @@ def create_adam_state(optimizer: Optimizer) -> None:
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             optimizer.state[parameter] = {
-                "step": torch.zeros((), dtype=torch.float32),
+                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),  # where a fused step is
                 "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
                 "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
             }

@@ -1,9 +1,9 @@
-"""The last place that knows of other processes: shards the tables, leaves the dense part to DDP.
+"""The last place that knows of other processes: shards the tables, averages the gradients of the dense part.
 
 ``TorchRecStrategy`` is used in every run; one process is its degree-1 case, with a process group of one.
 
 Order within ``Trainer.fit``: ``setup_environment`` (refuse bad combinations, start the process group) -> the module's
-``configure_model`` (tables on "meta") -> ``setup`` (shard, fill rows, wrap in DDP, build the optimizer) -> checkpoint.
+``configure_model`` (tables on "meta") -> ``setup`` (shard, fill rows, build the optimizer) -> checkpoint.
 """
 
 from __future__ import annotations
@@ -32,10 +32,11 @@ from laser.train import checkpoint as checkpoints
 from laser.train.background_saving import BackgroundSaver, check_links
 from laser.train.callbacks import write_json
 from laser.train.failures import Heartbeat, PatientLauncher, ProcessLost, say_lost, tells_of_a_loss
+from laser.train.gradients import average_gradients, same_everywhere
 from laser.train.loggers import write_rows
 from laser.train.loop_state import move_to_validation, validation_is_due
 from laser.train.managed_ids import ManagedIds, check_managed, manage_ids
-from laser.train.optim import SparseDenseOptimizer, fill_accumulators
+from laser.train.optim import SparseDenseOptimizer, dense_parameters, fill_accumulators
 from laser.train.placement import Sharding
 from laser.train.random_state import random_states, restore_random_state
 from laser.train.rendezvous import store_of_this_start, store_outlives_processes
@@ -175,7 +176,7 @@ class TorchRecStrategy(DDPStrategy):
         raise ProcessLost from exception
 
     def setup(self, trainer: pl.Trainer) -> None:
-        """Shard and fill the tables, then let DDP take the rest."""
+        """Shard and fill the tables, then set up the rest."""
         new = bool(embedding_collections(self.module))  # not a model that was just trained
         self._shard_tables()
         if new and self.module.warm_start is not None and trainer.ckpt_path is None:
@@ -206,10 +207,18 @@ class TorchRecStrategy(DDPStrategy):
             fill_accumulators(collection.fused_optimizer, module.table_optimizer)
             for key, weight in collection.state_dict().items():
                 fill_rows(weight, key.split(".")[1], module.initial_rows)
-        # DDP must neither broadcast nor reduce shards: they differ from process to process; maps of ids are the same.
+        # What Lightning must not broadcast: shards differ from process to process; maps of ids are the same.
         ignored = [f"{prefix}.{name}" for prefix, c in sharded_collections(module) for name, _ in c.named_parameters()]
         ignored += [f"managed_ids.{name}" for name, _ in module.managed_ids.named_buffers()]
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, ignored)
+
+    def configure_ddp(self) -> None:
+        """Not wrapped: dense parameters begin alike, and ``post_backward`` averages their gradients."""
+        same_everywhere(dense_parameters(self.module).values())
+
+    def post_backward(self, closure_loss: torch.Tensor) -> None:
+        """Average the gradients of the dense parameters; those of the tables were used up in the backward pass."""
+        average_gradients(dense_parameters(self.module).values())
 
     @property
     def restore_checkpoint_after_setup(self) -> bool:

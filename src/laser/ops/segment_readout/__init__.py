@@ -27,7 +27,8 @@ def segment_readout(seg_GD: Tensor, seg_off_B1: Tensor, newest: int) -> tuple[Te
 
     Args:
         seg_GD: [G, D] segments, packed by sample, oldest first; any floating dtype (float64 not in Triton).
-        seg_off_B1: int64 [B + 1], where each sample's segments begin, and G.
+        seg_off_B1: int64 [B + 1], where each sample's segments begin, and their number. Segments behind it belong to
+            no sample; their gradient is 0.
         newest: R, at least 0.
 
     Returns:

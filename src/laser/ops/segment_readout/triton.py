@@ -107,7 +107,7 @@ def forward(seg_GD: Tensor, seg_off_B1: Tensor, newest: int) -> tuple[Tensor, Te
 def backward(d_max_BD: Tensor, d_newest_BRD: Tensor, row_BD: Tensor, seg_off_B1: Tensor, num_segments: int) -> Tensor:
     """Gradient of the segments [G, D]; inputs contiguous."""
     B, D = d_max_BD.shape
-    d_seg_GD = d_max_BD.new_empty(num_segments, D)
+    d_seg_GD = d_max_BD.new_zeros(num_segments, D)
     if B:
         launch: Any = backward_kernel[(B,)]
         launch(d_max_BD, d_newest_BRD, row_BD, seg_off_B1, d_seg_GD, R=d_newest_BRD.shape[1], D=D, **config(D))

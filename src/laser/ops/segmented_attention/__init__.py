@@ -13,7 +13,7 @@ G segments, packed; H heads; D event width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from laser.ops.availability import use_triton
 from laser.ops.segmented_attention import cpu
-from laser.ops.segments import SegmentLayout, Sizes, segment_layout
+from laser.ops.segments import SegmentLayout, Sizes, Tiling, segment_layout
 
 __all__ = ["segmented_target_attention"]
 
@@ -37,6 +37,7 @@ def segmented_target_attention(
     *,
     return_gates: bool = False,
     on_host: tuple[Tensor, Tensor] | None = None,
+    layout: SegmentLayout | None = None,
 ) -> tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gate every event of a sample's history by its target, and sum each segment.
 
@@ -56,6 +57,8 @@ def segmented_target_attention(
         return_gates: also return the gates, for analysis: no gradient flows through them.
         on_host: copies of ``off_U1`` and ``history_of_B`` in host memory. Without them a GPU's are fetched, for which
             the host must wait.
+        layout: of these histories and samples, where it is known already. It may have more segments than the samples:
+            they come last, and are 0.
 
     Returns:
         pooled_GHD [G, H, D] in the dtype of ``x_TD`` (G = sum over samples of ceil(length / width), a sample's segments
@@ -66,7 +69,8 @@ def segmented_target_attention(
         ValueError: when shapes or dtypes do not fit each other.
     """
     check(x_TD, off_U1, query_BHD, bias_H, history_of_B, width)
-    layout = lay_out(x_TD, query_BHD, *(on_host or (off_U1, history_of_B)), width)
+    if layout is None:
+        layout = lay_out(x_TD, query_BHD, *(on_host or (off_U1, history_of_B)), width)
     pooled_GHD, gate_EH = attend(x_TD, query_BHD, bias_H, layout, return_gates=return_gates)
     parts = layout.parts
     if return_gates:
@@ -76,8 +80,12 @@ def segmented_target_attention(
 
 def lay_out(x_TD: Tensor, query_BHD: Tensor, off_U1: Tensor, history_of_B: Tensor, width: int) -> SegmentLayout:
     """The layout with the tiles of the implementation that serves ``x_TD``."""
-    tiling = partial(_implementation(x_TD).tiling, x_TD.dtype, *query_BHD.shape[1:], width)
-    return segment_layout(off_U1, history_of_B, width, tiling, x_TD.device)
+    return segment_layout(off_U1, history_of_B, width, tiling(x_TD, query_BHD, width), x_TD.device)
+
+
+def tiling(x_TD: Tensor, query_BHD: Tensor, width: int) -> Callable[[bool], Tiling]:
+    """Gives the tiles of the implementation that serves ``x_TD``, told whether any history has several samples."""
+    return partial(_implementation(x_TD).tiling, x_TD.dtype, *query_BHD.shape[1:], width)
 
 
 def attend(

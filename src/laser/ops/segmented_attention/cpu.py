@@ -15,9 +15,9 @@ from torch import Tensor
 from laser.ops.segments import SegmentLayout, Tiling, chunks
 
 
-def tiling(_dtype: torch.dtype, _H: int, _D: int, _width: int, _shared: bool) -> Tiling:
+def tiling(_dtype: torch.dtype, _H: int, _D: int, _width: int, shared: bool) -> Tiling:
     """Chunks are cut here, so the layout needs no tiles."""
-    return Tiling()
+    return Tiling(shared=shared)
 
 
 def forward(
@@ -31,7 +31,8 @@ def forward(
     wide = torch.promote_types(x_TD.dtype, torch.float32)
     H, D = query_BHD.shape[1:]
     query_BHD, bias_H = query_BHD.to(wide), bias_H.to(wide)
-    pooled_GHD = x_TD.new_empty(layout.size.num_segments, H, D)
+    new = x_TD.new_zeros if layout.size.spare else x_TD.new_empty
+    pooled_GHD = new(layout.size.num_segments, H, D)
     gate_EH = x_TD.new_empty(layout.size.num_events, H, dtype=wide)
     for chunk in chunks(layout, D * wide.itemsize):
         x_CWD = x_TD.index_select(0, chunk.row_CW.flatten()).to(wide).view(*chunk.row_CW.shape, D)

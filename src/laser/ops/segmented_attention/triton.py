@@ -347,7 +347,7 @@ def tiling(dtype: torch.dtype, H: int, D: int, width: int, shared: bool) -> Tili
     events = tile_config(H, D, width)["BLOCK_S"] * width
     config = backward_config(H, D, width, split, shared)
     backward_events = config["BLOCK_S"] * width
-    return Tiling(events, backward_events, -(-backward_events // config["BLOCK_E"]) if shared else 1)
+    return Tiling(events, backward_events, -(-backward_events // config["BLOCK_E"]) if shared else 1, shared)
 
 
 def forward(
@@ -357,7 +357,9 @@ def forward(
     H, D = query_BHD.shape[1:]
     parts, size, split = layout.parts, layout.size, _split(x_TD.dtype)
     config = forward_config(H, D, size.width, split)
-    pooled_GHD = x_TD.new_empty(size.num_segments, H, D)
+    # Rows that belong to no sample are read by what comes next.
+    new = x_TD.new_zeros if size.spare else x_TD.new_empty
+    pooled_GHD = new(size.num_segments, H, D)
     gate_EH = x_TD.new_empty(size.num_events if keep_gates else 0, H, dtype=torch.float32)
     if size.num_segments:
         launch: Any = forward_kernel[(len(parts.forward_history_of_N),)]

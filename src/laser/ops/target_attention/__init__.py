@@ -33,7 +33,8 @@ def segment_softmax_attention(query_BHD: Tensor, seg_GD: Tensor, seg_off_B1: Ten
     Args:
         query_BHD: [B, H, D] score vectors in segment space, with W_K and 1/sqrt(d_head) absorbed.
         seg_GD: [G, D] segments, packed by sample; float32, bfloat16, float16, or float64 (not in Triton).
-        seg_off_B1: int64 [B + 1], where each sample's segments begin, and G.
+        seg_off_B1: int64 [B + 1], where each sample's segments begin, and their number. Segments behind it belong to
+            no sample; their gradient is 0.
 
     Returns:
         pooled_BHD, [B, H, D] in the dtype of ``seg_GD``.

@@ -66,7 +66,7 @@ def backward(
     D = seg_GD.shape[1]
     query_wide_BHD = query_BHD.to(wide)
     delta_BH = (d_pooled_BHD * pooled_BHD).sum(-1)
-    d_seg_GD = torch.empty_like(seg_GD)
+    d_seg_GD = torch.zeros_like(seg_GD)
     d_query_BHD = torch.zeros_like(query_BHD, dtype=wide)
     residual_BH = torch.zeros_like(lse_BH)
     for chunk in chunks(layout_of(seg_off_B1), D * wide.itemsize):

@@ -158,7 +158,7 @@ def backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of query [B, H, D] and segments [G, D], each in its dtype; inputs contiguous."""
     B, H, D = query_BHD.shape
-    d_query_BHD, d_seg_GD = torch.empty_like(query_BHD), torch.empty_like(seg_GD)
+    d_query_BHD, d_seg_GD = torch.empty_like(query_BHD), torch.zeros_like(seg_GD)
     if B:
         launch: Any = backward_kernel[(B,)]
         inputs = (d_pooled_BHD, query_BHD, seg_GD, seg_off_B1, pooled_BHD, lse_BH)

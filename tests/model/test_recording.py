@@ -1,0 +1,99 @@
+"""The recorded step against the network itself: same logits, same gradients, whatever sizes came before.
+
+Without a GPU the work on the fixed tensors is called step by step; with one, CUDA graphs are replayed.
+"""
+
+import copy
+
+import pytest
+import torch
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from laser.data.distinct import distinct_ids
+from laser.model.laser import Laser
+from laser.model.recording import FILLERS, RecordedNetwork, filled_offsets
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+OPTIONS = {
+    "width": 32,
+    "query_width": 8,
+    "recency_ranks": 50,
+    "newest_events": 20,
+    "mixer_tokens": 8,
+    "mixer_width": 32,
+    "mixer_multiple": 2,
+    "event_dropout": 0.3,
+    "token_dropout": 0.2,
+    "embedding_std": 0.5,
+}
+SIZES = [
+    ([9, 0, 30, 5], [0, 1, 2, 3]),
+    ([9, 1, 28, 6], [0, 1, 2, 3]),  # the same number of events in other histories
+    ([40, 21, 80, 5, 10, 11], [5, 1, 2, 3, 4, 0]),  # larger
+    ([3], [0]),  # much smaller
+    ([3, 4], []),  # no samples
+    ([12, 7], [0, 0, 1, 1, 1]),  # shared histories
+    ([12, 7, 0, 30], [0, 3, 1, 2]),  # not shared any more
+]
+MATCH = {"match": {"item": "item", "genre": "shelf"}, "match_newest": 4}
+
+
+def with_distinct(schema, batch):
+    """The batch as the loader gives it."""
+    fields = [
+        {name: ids.numpy() for name, ids in part.items()} for part in (batch.history, batch.target, batch.context)
+    ]
+    distinct, place = distinct_ids(schema, *fields)
+    batch.distinct = {name: torch.from_numpy(ids) for name, ids in distinct.items()}
+    batch.place = {name: torch.from_numpy(ids) for name, ids in place.items()}
+    return batch
+
+
+def parts(network):
+    tables = {name: p for name, p in network.named_parameters() if ".collections." in name}
+    return tables, {name: p for name, p in network.named_parameters() if name not in tables}
+
+
+def results(call, network, batch):
+    """Logits, and gradients by name."""
+    network.zero_grad()
+    logit_B = call(batch).logit_B
+    binary_cross_entropy_with_logits(logit_B, batch.label_B, reduction="sum").backward()
+    return logit_B.detach(), {
+        name: None if p.grad is None else p.grad.clone() for name, p in network.named_parameters()
+    }
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, MATCH, {**MATCH, "match_gate": True, "gate_rank_bias": True}, {"recency": "none", "head": "tokenmixer_large"}],
+    ids=str,
+)
+def test_recorded_equals_the_network(schema, make_batch, scatter, options):
+    torch.manual_seed(0)
+    network = scatter(Laser(schema, **{**OPTIONS, **options})).to(DEVICE).train()
+    assert network.recordable
+    plain = copy.deepcopy(network)
+    recorded = RecordedNetwork(network, list(parts(network)[1].values()))
+    for step, (lengths, samples) in enumerate(SIZES):
+        batch = with_distinct(schema, make_batch(schema, lengths, samples, seed=step, step=step)).to(DEVICE)
+        expected_B, expected = results(plain, plain, batch)
+        found_B, found = results(recorded, network, batch)
+        torch.testing.assert_close(found_B, expected_B, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert 2 <= recorded.recordings <= len(SIZES) - 2
+
+
+def test_fillers_share_what_is_missing():
+    off, history = filled_offsets(torch.tensor([0, 2, 5]), torch.tensor([1, 0, 1]), 6, 105)
+    lengths = off.diff()
+    assert lengths[:6].tolist() == [2, 3, 0, 0, 0, 0]
+    assert lengths[6:].tolist() == pytest.approx([100 / FILLERS] * FILLERS, abs=1)
+    assert int(off[-1]) == 105
+    assert history.tolist() == [1, 0, 1, 2, 3, 4, *range(6, 6 + FILLERS)]
+
+
+def test_what_cannot_be_recorded_says_so(schema):
+    assert not Laser(schema, **OPTIONS, gate="softmax").recordable
+    assert not Laser(schema, **OPTIONS, experts=2).recordable
+    assert not Laser(schema, **{**OPTIONS, "recency": "both"}).recordable
