@@ -154,14 +154,15 @@ class TableEmbeddings(nn.Module):
                 weight.copy_(initial_rows(name, 0, rows, width, self.seed, self.std))
 
     def look_up(self, batch: Batch) -> dict[str, Tensor]:
-        """Rows [R, W] of the distinct ids of each table, which the batch has found already."""
-        return self._rows(batch.distinct)
+        """Rows [R, W] of the distinct ids of each table, which the batch has found; it counts as a forward pass."""
+        return self(batch, rows_only=True)
 
-    def forward(self, batch: Batch, rows: dict[str, Tensor] | None = None) -> Embedded:
-        """Embeddings of all features of ``batch``; multi-valued ones averaged over their non-zero ids.
+    def forward(self, batch: Batch, *, rows_only: bool = False) -> Any:
+        """``Embedded`` of all features of ``batch``; multi-valued ones averaged over their non-zero ids."""
+        return self._rows(batch.distinct) if rows_only else self.embed(batch)
 
-        ``rows`` is what ``look_up`` gave, if it was called before.
-        """
+    def embed(self, batch: Batch, rows: dict[str, Tensor] | None = None) -> Embedded:
+        """Embeddings of a batch, with the rows that ``look_up`` gave if it was called before."""
         found = self._find(self._sources(batch), batch, rows)
         h, t = len(self.history), len(self.history) + len(self.target)
         target_BE = torch.cat([field.vectors() for field in found[h:t]], dim=-1)

@@ -173,7 +173,7 @@ class Laser(SequenceModel):
             return_gates: also return the gates of the segmented attention, on a detached graph.
             prepared: what was done for the batch before.
         """
-        embedded = self.embeddings(batch, None if prepared is None else prepared.rows)
+        embedded = self.embeddings(batch) if prepared is None else self.embeddings.embed(batch, prepared.rows)
         target_BD = self.target(embedded.target_BE)
         x_TD = self._events(embedded.history, batch)
 

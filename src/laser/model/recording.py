@@ -33,6 +33,7 @@ FILLERS = 16
 """Samples among which surplus events are divided, lest one program of a kernel be busy with all of them."""
 GROWTH = 1.03
 """Of sizes that were too small. Sums over a thousand histories differ by some 2 %."""
+SLACK = 16
 WARM_UP = 2
 
 
@@ -116,7 +117,7 @@ class RecordedNetwork:
         shared = self.room.shared or _is_shared(history_of_B)
         tiles = network.sta.tiling(device, dtype)(shared)
         width = network.segment_width
-        room = self._grown(batch, rows, off_U1, history_of_B, shared, lambda *o: capacity_needed(*o, width, tiles))
+        room = self._enough(batch, rows, off_U1, history_of_B, shared, lambda *o: capacity_needed(*o, width, tiles))
         offsets = filled_offsets(off_U1, history_of_B, room.samples, room.events)
         layout = segment_layout(*offsets, width, lambda _: tiles, device, room.capacity)
         addresses = [parameter.data_ptr() for parameter in self.parameters]
@@ -128,7 +129,7 @@ class RecordedNetwork:
         if new:
             self._record(device)
 
-    def _grown(
+    def _enough(
         self,
         batch: Batch,
         rows: dict[str, Tensor],
@@ -140,15 +141,15 @@ class RecordedNetwork:
         room, events = self.room, int(off_U1[-1])
         samples = max(room.samples, len(batch))
         if events > room.events:
-            room = replace(room, events=int(events * GROWTH))
+            room = replace(room, events=_grown(events))
         counts = {name: each.shape[0] for name, each in rows.items()}
         known = room.rows or {}
         if any(count > known.get(name, -1) for name, count in counts.items()):
-            grown = {name: int(count * GROWTH) + 1 for name, count in counts.items()}
+            grown = {name: _grown(count) for name, count in counts.items()}
             room = replace(room, rows={name: max(count, known.get(name, 0)) for name, count in grown.items()})
         capacity = needed(*filled_offsets(off_U1, history_of_B, samples, room.events))
         if room.capacity.cover(capacity) != room.capacity:
-            grown_capacity = Capacity(*(int(count * GROWTH) for count in capacity))
+            grown_capacity = Capacity(*map(_grown, capacity))
             # Events of all samples are those of the histories where none is shared: exactly, as matches need it.
             exact = grown_capacity if shared else grown_capacity._replace(num_events=room.events)
             room = replace(room, capacity=room.capacity.cover(exact))
@@ -278,6 +279,10 @@ class _Replay(torch.autograd.Function):
             parameter.grad = gradient
         d_rows = [each[:count] for each, count in zip(recorded.d_rows.values(), ctx.counts)]
         return None, None, *d_rows
+
+
+def _grown(size: int) -> int:
+    return int(size * GROWTH) + SLACK
 
 
 def _is_shared(history_of_B: Tensor) -> bool:
