@@ -63,7 +63,9 @@ def test_equals_naive(implementation, weighted, scaled, T, S, R, D, dtype, devic
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("lengths", [[64], [63, 1], [1, 63], [32, 64, 32], [1, 126, 1], [64, 64, 64], [200, 3, 0, 61]])
+@pytest.mark.parametrize(
+    "lengths", [[64], [63, 1], [1, 63], [32, 64, 32], [1, 126, 1], [64, 64, 64], [200, 3, 0, 61], [5, 4800, 70, 4100]]
+)
 def test_runs_meet_chunks_anywhere(implementation, lengths, device):
     """Rows whose pairs begin, end or lie across the borders of chunks of 64 sorted pairs: sums of ones are counts."""
     index = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).int()

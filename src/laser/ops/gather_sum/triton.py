@@ -27,6 +27,9 @@ from laser.ops.segmented_attention.triton import INTERPRETED, product
 
 MOST_ELEMENTS = 1 << 12
 """Of a block [events, D] that one forward program holds."""
+FEW_CHUNKS = 64
+LONG_ELEMENTS = 1 << 14
+"""Of a block [chunks, D] of a row with more than FEW_CHUNKS chunks, such as an outcome that half of all events have."""
 
 
 @triton.jit
@@ -125,8 +128,13 @@ def row_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    FEWEST: tl.constexpr,
+    MOST: tl.constexpr,
 ):
-    """Gradient of one row from the partial sums of its chunks, unless one chunk has written it."""
+    """Gradient of one row from the partial sums of its chunks, unless one chunk has written it.
+
+    Only rows of FEWEST to MOST chunks, so that long ones can have larger blocks.
+    """
     row = tl.program_id(0).to(tl.int64)
     begin = tl.load(off_R1 + row)
     end = tl.load(off_R1 + row + 1)
@@ -139,15 +147,17 @@ def row_kernel(
     # A run that starts behind its chunk's first pair and ends before its last was written at once. The chunk's last
     # pair is the last of all pairs where the chunk is cut short.
     num_pairs = tl.load(off_R1 + tl.num_programs(0))
-    inside = (begin > first * BLOCK_P) & (begin < end) & (end < tl.minimum((first + 1) * BLOCK_P, num_pairs))
-    if begin < end and not inside:
+    done = (begin > first * BLOCK_P) & (begin < end) & (end < tl.minimum((first + 1) * BLOCK_P, num_pairs))
+    chunks = tl.where(begin < end, last + 1 - first, 0)
+    done = done | (chunks < FEWEST) | (chunks > MOST)
+    if begin < end and not done:
         for chunk in range(first, last + 1, BLOCK_C):
             now_C = chunk + c_C
             # Only in its first chunk may the run be the chunk's last; later ones begin with it.
             slot_C = 2 * now_C + ((now_C == first) & (begin > first * BLOCK_P)).to(tl.int64)
             mask_CD = (now_C <= last)[:, None] & in_D[None, :]
             total_CD += tl.load(partial_CD + slot_C[:, None] * D + d_D[None, :], mask=mask_CD, other=0.0)
-    if not inside:
+    if not done:
         total_D = tl.sum(total_CD, 0)
         tl.store(d_rows_RD + row * D + d_D, total_D.to(d_rows_RD.dtype.element_ty), mask=in_D)
 
@@ -215,7 +225,11 @@ def backward(
         num_warps=4,
     )
     rows: Any = row_kernel[(num_rows,)]
-    rows(partial_CD, off_R1, d_rows_RD, D=D, BLOCK_P=block_p, BLOCK_C=32, BLOCK_D=block_d, num_warps=4)
+    shape = {"D": D, "BLOCK_P": block_p, "BLOCK_D": block_d}
+    rows(partial_CD, off_R1, d_rows_RD, **shape, BLOCK_C=16, FEWEST=0, MOST=FEW_CHUNKS, num_warps=4)
+    if num_chunks > FEW_CHUNKS:
+        block_c = max(1, LONG_ELEMENTS // block_d)
+        rows(partial_CD, off_R1, d_rows_RD, **shape, BLOCK_C=block_c, FEWEST=FEW_CHUNKS + 1, MOST=2**30, num_warps=8)
     return d_rows_RD
 
 
