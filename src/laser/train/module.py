@@ -234,7 +234,7 @@ class CTRModule(pl.LightningModule):
 def local_loss(logit_B: Tensor, batch: Batch, world_size: int, auxiliary: Tensor | None = None) -> Tensor:
     """Binary cross-entropy such that the mean over processes is the mean over all samples of the step.
 
-    DDP and the fused tables both average gradients over processes. A process with few or no samples must therefore
+    Gradients of dense parameters and of the fused tables are both averaged over processes. A process with few or no samples must therefore
     weigh less: the sum over its samples is divided by the size of the whole batch, and multiplied by the number of
     processes.
 
