@@ -4,6 +4,7 @@ Without a GPU the work on the fixed tensors is called step by step; with one, CU
 """
 
 import copy
+import json
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from laser.data.distinct import distinct_ids
 from laser.model.laser import Laser
-from laser.model.recording import FILLERS, RecordedNetwork, filled_offsets
+from laser.model.recording import FILLERS, RecordedNetwork, Room, filled_offsets
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 OPTIONS = {
@@ -97,3 +98,16 @@ def test_what_cannot_be_recorded_says_so(schema):
     assert not Laser(schema, **OPTIONS, gate="softmax").recordable
     assert not Laser(schema, **OPTIONS, experts=2).recordable
     assert not Laser(schema, **{**OPTIONS, "recency": "both"}).recordable
+
+
+def test_sizes_are_kept_for_a_resumed_run(schema, make_batch):
+    network = Laser(schema, **OPTIONS).to(DEVICE).train()
+    first, second = (RecordedNetwork(network, list(parts(network)[1].values())) for _ in range(2))
+    large, small = (
+        with_distinct(schema, make_batch(schema, lengths, [0, 1])).to(DEVICE) for lengths in ([40, 9], [5, 6])
+    )
+    first(large), first(small)
+    second.room = Room.restored(json.loads(json.dumps(first.room.stored())))
+    second(small)
+    assert second.room == first.room
+    assert second.batch.age_T.shape == first.batch.age_T.shape

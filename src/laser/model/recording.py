@@ -55,6 +55,15 @@ class Room:
     capacity: Capacity = field(default_factory=Capacity)
     shared: bool = False
 
+    def stored(self) -> dict[str, Any]:
+        """For a checkpoint: products of other sizes round otherwise, so a run goes on with the sizes that it had."""
+        return {**vars(self), "capacity": list(self.capacity)}
+
+    @classmethod
+    def restored(cls, stored: dict[str, Any]) -> Room:
+        """What ``stored`` gave."""
+        return cls(**{**stored, "capacity": Capacity(*stored["capacity"])})
+
 
 def filled_offsets(off_U1: Tensor, history_of_B: Tensor, samples: int, events: int) -> tuple[Tensor, Tensor]:
     """Offsets and histories of ``samples`` samples and the fillers, which have ``events`` events together.
@@ -87,6 +96,8 @@ class RecordedNetwork:
     def __init__(self, network: Any, parameters: Sequence[nn.Parameter]) -> None:
         self.network, self.parameters = network, list(parameters)
         self.room = Room()
+        self.made: Room | None = None
+        """Of the tensors that there are."""
         self.recordings = 0
         """How often the step was recorded."""
         self.addresses: list[int] = []
@@ -121,9 +132,10 @@ class RecordedNetwork:
         offsets = filled_offsets(off_U1, history_of_B, room.samples, room.events)
         layout = segment_layout(*offsets, width, lambda _: tiles, device, room.capacity)
         addresses = [parameter.data_ptr() for parameter in self.parameters]
-        new = room != self.room or addresses != self.addresses
+        new = room != self.made or addresses != self.addresses
         if new:
-            self.room, self.addresses = room, addresses
+            self.room = self.made = room
+            self.addresses = addresses
             self._make(batch, rows, layout, offsets)
         self._copy(batch, rows, layout.index_I)
         if new:

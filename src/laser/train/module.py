@@ -19,7 +19,7 @@ from laser.batch import Batch
 from laser.model.embeddings import initial_rows
 from laser.model.output import ModelOutput
 from laser.model.rankmixer import SparseFeedForward
-from laser.model.recording import RecordedNetwork
+from laser.model.recording import RecordedNetwork, Room
 from laser.schema import Schema
 from laser.train.average import Average, WeightAverage
 from laser.train.gate_statistics import GateStatistics
@@ -157,12 +157,16 @@ class CTRModule(pl.LightningModule):
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the metrics of the latest validation."""
+        """Keep the metrics of the latest validation, and the sizes of the recorded step."""
         checkpoint["validation"] = self.validation
+        checkpoint["recorded"] = None if self.recorded is None else self.recorded.room.stored()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the metrics of the latest validation."""
+        """Restore them."""
         self.validation = checkpoint["validation"]
+        room = checkpoint.get("recorded")  # not in checkpoints of before there were recorded steps
+        if self.recorded is not None and room is not None:
+            self.recorded.room = Room.restored(room)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of this process's share of the batch; see ``local_loss``. Logged apart: of the clicks, and auxiliary."""
@@ -234,9 +238,9 @@ class CTRModule(pl.LightningModule):
 def local_loss(logit_B: Tensor, batch: Batch, world_size: int, auxiliary: Tensor | None = None) -> Tensor:
     """Binary cross-entropy such that the mean over processes is the mean over all samples of the step.
 
-    Gradients of dense parameters and of the fused tables are both averaged over processes. A process with few or no samples must therefore
-    weigh less: the sum over its samples is divided by the size of the whole batch, and multiplied by the number of
-    processes.
+    Gradients of dense parameters and of the fused tables are both averaged over processes. A process with few or no
+    samples must therefore weigh less: the sum over its samples is divided by the size of the whole batch, and
+    multiplied by the number of processes.
 
     Args:
         logit_B: logits of this process's samples, none included.
