@@ -24,7 +24,9 @@ from laser.batch import Batch
 from laser.data.distinct import distinct_ids
 from laser.model.embeddings import initial_rows
 from laser.model.laser import Laser
+from laser.model.recording import RecordedNetwork
 from laser.schema import Feature, Kind, Schema
+from laser.train.gradients import average_gradients
 from laser.train.module import local_loss
 from laser.train.optim import DenseOptimizer, TableOptimizer, build_optimizer, dense_parameters, fill_accumulators
 from laser.train.placement import Sharding
@@ -92,11 +94,13 @@ class Step:
     Args:
         schema: of the batches.
         device: of this process.
-        sharded: LASER's own step: TorchRec's sharded collections, updates fused into the backward pass. Otherwise every
-            process holds whole nn.Embedding tables, DDP averages their dense gradients, Adagrad steps them.
+        sharded: LASER's own step: TorchRec's sharded collections, updates fused into the backward pass, on a GPU
+            recorded. Otherwise every process holds whole nn.Embedding tables, DDP averages their dense gradients,
+            Adagrad steps them.
         half: bfloat16 autocast.
         table: optimizer of the tables.
         options: of the network.
+        recorded: whether the sharded step is recorded.
     """
 
     def __init__(
@@ -108,6 +112,7 @@ class Step:
         half: bool = False,
         table: TableOptimizer | None = None,
         options: dict[str, Any] | None = None,
+        recorded: bool = True,
     ) -> None:
         self.device = device
         self.world_size = dist.get_world_size()
@@ -117,19 +122,25 @@ class Step:
         table, dense = table or TableOptimizer(), DenseOptimizer()
         self.push: Callable[[], None] = lambda: None
         self.optimizers: list[Any]
+        self.network: Callable[[Batch], Any]
+        self.reduced: list[nn.Parameter] = []
         if sharded:
             shard_and_fill(network, table, device)
             fused = [collection.fused_optimizer for _, collection in sharded_collections(network)]
             optimizer = build_optimizer(dense_parameters(network), fused, table, dense)
             self.push, self.optimizers = optimizer.push_table_learning_rate, [optimizer.dense]
+            self.reduced = list(dense_parameters(network).values())
+            recorded = recorded and device.type == "cuda" and network.recordable
+            self.network = RecordedNetwork(network, self.reduced) if recorded else network
         else:
             network.to(device)
             tables = [p for name, p in network.named_parameters() if ".collections." in name]
             others = {name: p for name, p in network.named_parameters() if ".collections." not in name}
             adagrad = torch.optim.Adagrad(tables, lr=table.learning_rate, initial_accumulator_value=0.1, eps=table.eps)
             self.optimizers = [adagrad, dense.build(others)]
-        ids = [device.index] if device.type == "cuda" else None
-        self.network: nn.Module = DistributedDataParallel(network, device_ids=ids)
+            self.network = DistributedDataParallel(
+                network, device_ids=[device.index] if device.type == "cuda" else None
+            )
 
     def forward(self, batch: Batch) -> None:
         with self.autocast():
@@ -138,6 +149,8 @@ class Step:
 
     def backward(self, _batch: Batch) -> None:
         self.loss.backward()
+        if self.reduced:
+            average_gradients(self.reduced)
 
     def update(self, _batch: Batch) -> None:
         for optimizer in self.optimizers:
@@ -162,8 +175,6 @@ def shard_and_fill(network: Laser, table: TableOptimizer, device: torch.device) 
                 name = key.split(".")[1]
                 shard.tensor.copy_(initial_rows(name, first, first + rows, width, SEED, 0.02))
     network.to(device)
-    shards = [f"{n}.{key}" for n, c in sharded_collections(network) for key, _ in c.named_parameters()]
-    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(network, shards)
 
 
 def device_named(name: str, parser: argparse.ArgumentParser) -> torch.device:

@@ -62,7 +62,7 @@ class Room:
     @classmethod
     def restored(cls, stored: dict[str, Any]) -> Room:
         """What ``stored`` gave."""
-        return cls(**{**stored, "capacity": Capacity(*stored["capacity"])})
+        return replace(cls(**stored), capacity=Capacity(*stored["capacity"]))
 
 
 def filled_offsets(off_U1: Tensor, history_of_B: Tensor, samples: int, events: int) -> tuple[Tensor, Tensor]:
@@ -128,7 +128,7 @@ class RecordedNetwork:
         shared = self.room.shared or _is_shared(history_of_B)
         tiles = network.sta.tiling(device, dtype)(shared)
         width = network.segment_width
-        room = self._enough(batch, rows, off_U1, history_of_B, shared, lambda *o: capacity_needed(*o, width, tiles))
+        room = self._enough(batch, rows, off_U1, history_of_B, shared, lambda o, h: capacity_needed(o, h, width, tiles))
         offsets = filled_offsets(off_U1, history_of_B, room.samples, room.events)
         layout = segment_layout(*offsets, width, lambda _: tiles, device, room.capacity)
         addresses = [parameter.data_ptr() for parameter in self.parameters]

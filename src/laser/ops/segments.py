@@ -176,8 +176,8 @@ def capacity_needed(off_U1: Tensor, history_of_B: Tensor, width: int, tiles: Til
         for events in (tiles.forward_events, tiles.backward_events)
     )
     extra_pairs = (int(backward_U[history].sum()) - int(backward_U.sum())) * tiles.backward_steps
-    counts = (-(-length // width)[history], length[history], forward_U, backward_U)
-    return Capacity(*(int(count.sum()) for count in counts), max(0, extra_pairs))
+    segments, events = int((-(-length // width)[history]).sum()), int(length[history].sum())
+    return Capacity(segments, events, int(forward_U.sum()), int(backward_U.sum()), max(0, extra_pairs))
 
 
 def offsets(count: np.ndarray) -> np.ndarray:
