@@ -80,7 +80,7 @@ def test_recorded_equals_the_network(schema, make_batch, scatter, options):
         batch = with_distinct(schema, make_batch(schema, lengths, samples, seed=step, step=step)).to(DEVICE)
         expected_B, expected = results(plain, plain, batch)
         found_B, found = results(recorded, network, batch)
-        torch.testing.assert_close(found_B, expected_B, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(found_B, expected_B, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     assert 2 <= recorded.recordings <= len(SIZES) - 2
 

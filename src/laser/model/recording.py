@@ -82,6 +82,31 @@ def filled_offsets(off_U1: Tensor, history_of_B: Tensor, samples: int, events: i
     return off, history
 
 
+class Staging:
+    """Page-locked host memory through which numbers go to a device: allocating it anew each step may take long.
+
+    Args:
+        length: of what is sent, int64.
+        device: to which.
+    """
+
+    def __init__(self, length: int, device: torch.device) -> None:
+        self.on_gpu = device.type == "cuda"
+        self.buffers = [torch.empty(length, dtype=torch.int64, pin_memory=self.on_gpu) for _ in range(2)]
+        self.sent = [torch.cuda.Event() for _ in range(2)] if self.on_gpu else []
+
+    def send(self, numbers_I: Tensor, there_I: Tensor) -> None:
+        """Copy, without waiting for the device unless it is two copies behind."""
+        self.buffers.reverse()
+        self.sent.reverse()
+        if self.on_gpu:
+            self.sent[0].synchronize()
+        self.buffers[0].copy_(numbers_I)
+        there_I.copy_(self.buffers[0], non_blocking=True)
+        if self.on_gpu:
+            self.sent[0].record()
+
+
 class RecordedNetwork:
     """Calls a network, and in training replays what follows its look-up.
 
@@ -130,14 +155,15 @@ class RecordedNetwork:
         width = network.segment_width
         room = self._enough(batch, rows, off_U1, history_of_B, shared, lambda o, h: capacity_needed(o, h, width, tiles))
         offsets = filled_offsets(off_U1, history_of_B, room.samples, room.events)
-        layout = segment_layout(*offsets, width, lambda _: tiles, device, room.capacity)
+        layout = segment_layout(*offsets, width, lambda _: tiles, capacity=room.capacity)
         addresses = [parameter.data_ptr() for parameter in self.parameters]
         new = room != self.made or addresses != self.addresses
         if new:
             self.room = self.made = room
             self.addresses = addresses
             self._make(batch, rows, layout, offsets)
-        self._copy(batch, rows, layout.index_I)
+        self.staging.send(layout.index_I, self.layout.index_I)
+        self._copy(batch, rows)
         if new:
             self._record(device)
 
@@ -178,7 +204,9 @@ class RecordedNetwork:
         def each(fields: dict[str, Tensor], count: int) -> dict[str, Tensor]:
             return {name: fixed(tensor, count) for name, tensor in fields.items()}
 
-        self.layout = replace(layout, index_I=layout.index_I.clone())
+        device = batch.row_B.device
+        self.staging = Staging(len(layout.index_I), device)
+        self.layout = replace(layout, index_I=layout.index_I.to(device, copy=True))
         parts = self.layout.parts
         self.batch = replace(
             batch,
@@ -210,10 +238,10 @@ class RecordedNetwork:
         self.gradients = [part.view_as(parameter) for part, parameter in zip(flat, self.parameters)]
 
     @torch.no_grad()
-    def _copy(self, batch: Batch, rows: dict[str, Tensor], index_I: Tensor) -> None:
+    def _copy(self, batch: Batch, rows: dict[str, Tensor]) -> None:
         """What was there before stays behind a smaller batch: ids of fillers are any that are in range."""
         fixed, embeddings = self.batch, self.network.embeddings
-        pairs = [(self.layout.index_I, index_I)]
+        pairs: list[tuple[Tensor, Tensor]] = []
         for kind in ("history", "target", "context"):
             there, here = getattr(fixed, kind), getattr(batch, kind)
             pairs += [(there[name], here[name]) for name in here]
