@@ -111,3 +111,18 @@ def test_sizes_are_kept_for_a_resumed_run(schema, make_batch):
     second(small)
     assert second.room == first.room
     assert second.batch.age_T.shape == first.batch.age_T.shape
+
+
+def test_nothing_of_an_earlier_batch_is_left(schema, make_batch):
+    """How sums are grouped would depend on it, and a resumed run would round otherwise."""
+    network = Laser(schema, **OPTIONS).to(DEVICE).train()
+    recorded = RecordedNetwork(network, list(parts(network)[1].values()))
+    recorded(with_distinct(schema, make_batch(schema, [40, 9], [0, 1])).to(DEVICE))
+    recorded(with_distinct(schema, make_batch(schema, [5], [0])).to(DEVICE))
+    fixed = recorded.batch
+    assert not any(ids[5:].any() for ids in (*fixed.history.values(), fixed.age_T))
+    assert not any(ids[1:].any() for ids in (*fixed.target.values(), fixed.row_B))
+    there = network.embeddings.numbers_of_ids(fixed)
+    events = [part for name, ids in fixed.place.items() for part in ids.split(there[name]) if len(part) >= 49]
+    assert events
+    assert not any(part[15:].any() for part in events)

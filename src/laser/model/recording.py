@@ -239,17 +239,20 @@ class RecordedNetwork:
 
     @torch.no_grad()
     def _copy(self, batch: Batch, rows: dict[str, Tensor]) -> None:
-        """What was there before stays behind a smaller batch: ids of fillers are any that are in range."""
+        """Behind a smaller batch come zeros, not what was there before: how sums are grouped depends on it."""
         fixed, embeddings = self.batch, self.network.embeddings
         pairs: list[tuple[Tensor, Tensor]] = []
         for kind in ("history", "target", "context"):
             there, here = getattr(fixed, kind), getattr(batch, kind)
             pairs += [(there[name], here[name]) for name in here]
         pairs += [(getattr(fixed, name), getattr(batch, name)) for name in ("age_T", "row_B", "history_key_U")]
-        pairs += [(self.rows[name], rows[name]) for name in rows]
         there, here = embeddings.numbers_of_ids(fixed), embeddings.numbers_of_ids(batch)
         for name in batch.place:
             pairs += zip(fixed.place[name].split(there[name]), batch.place[name].split(here[name]))
+        tails = [to.detach()[source.shape[0] :] for to, source in pairs]
+        for dtype in {tail.dtype for tail in tails}:
+            torch._foreach_zero_([tail for tail in tails if tail.dtype == dtype and len(tail)])
+        pairs += [(self.rows[name], rows[name]) for name in rows]  # whose tails no id names
         by_dtype: dict[torch.dtype, list[tuple[Tensor, Tensor]]] = {}
         for to, source in pairs:
             by_dtype.setdefault(to.dtype, []).append((to.detach()[: source.shape[0]], source.detach()))
