@@ -249,9 +249,9 @@ class RecordedNetwork:
         there, here = embeddings.numbers_of_ids(fixed), embeddings.numbers_of_ids(batch)
         for name in batch.place:
             pairs += zip(fixed.place[name].split(there[name]), batch.place[name].split(here[name]))
-        tails = [to.detach()[source.shape[0] :] for to, source in pairs]
+        tails = [to.detach()[source.shape[0] :] for to, source in pairs if len(to) > source.shape[0]]
         for dtype in {tail.dtype for tail in tails}:
-            torch._foreach_zero_([tail for tail in tails if tail.dtype == dtype and len(tail)])
+            torch._foreach_zero_([tail for tail in tails if tail.dtype == dtype])
         pairs += [(self.rows[name], rows[name]) for name in rows]  # whose tails no id names
         by_dtype: dict[torch.dtype, list[tuple[Tensor, Tensor]]] = {}
         for to, source in pairs:
