@@ -1,8 +1,10 @@
-"""Progress bars with an estimate on a terminal; silence elsewhere."""
+"""Progress bars with an estimate on a terminal; in a log file a line now and then, none for a short job."""
 
 from __future__ import annotations
 
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -10,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 POLL_SECONDS = 0.25
+LOG_SECONDS = 30.0
 
 
 class Stages:
@@ -42,26 +45,51 @@ class Stages:
     def counted(self, name: str, total: int) -> Iterator[Callable[[int], None]]:
         """A stage of ``total`` rows; yields a function that adds finished rows."""
         task = self._progress.add_task(name, total=total)
-        yield lambda rows: self._progress.update(task, advance=rows)
+        finished = 0
+
+        def advance(rows: int) -> None:
+            nonlocal finished
+            finished += rows
+            self._progress.update(task, advance=rows)
+
+        with self._followed(name, lambda: 100 * finished / max(total, 1), lambda share: None):
+            yield advance
         self._progress.update(task, completed=total)
 
     @contextmanager
     def query(self, name: str) -> Iterator[None]:
         """A stage that is one query of the engine, followed by asking the engine."""
         task = self._progress.add_task(name, total=100)
+        with self._followed(name, self._query_progress, lambda share: self._progress.update(task, completed=share)):
+            yield
+        self._progress.update(task, completed=100)
+
+    @contextmanager
+    def _followed(self, name: str, share: Callable[[], float], draw: Callable[[float], None]) -> Iterator[None]:
+        """Draw or log the share, 0 to 100, of what goes on inside."""
         done = threading.Event()
+        began = time.monotonic()
 
         def follow() -> None:
-            while not done.wait(POLL_SECONDS):
-                self._progress.update(task, completed=max(0.0, self._query_progress()))
+            logged = self._progress.disable
+            while not done.wait(LOG_SECONDS if logged else POLL_SECONDS):
+                now = max(0.0, share())
+                if logged:
+                    print(_line(name, now, time.monotonic() - began), file=sys.stderr, flush=True)
+                else:
+                    draw(now)
 
         thread = threading.Thread(target=follow, daemon=True)
-        if not self._progress.disable:
-            thread.start()
+        thread.start()
         try:
             yield
-            self._progress.update(task, completed=100)
         finally:
             done.set()
-            if thread.is_alive():
-                thread.join()
+            thread.join()
+
+
+def _line(name: str, share: float, seconds: float) -> str:
+    left = (
+        f"{share:.0f} %, about {seconds * (100 / share - 1):.0f} s left" if share >= 1 else "its end cannot be told yet"
+    )
+    return f"laser-prep: {name} for {seconds:.0f} s: {left}"
