@@ -12,11 +12,11 @@ import argparse
 import os
 import re
 import sys
-import tempfile
-import uuid
-from hashlib import blake2b
+from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
+
+from laser.saying import one_of_a_launch, say_once
 
 TRAINING = ("fit", "validate", "test", "predict")
 MODULES = {
@@ -46,8 +46,6 @@ HELP = """usage: laser VERB [options]
 fit, validate, test, predict, plan and export take recipes: -c RECIPE [-c OVERLAY ...] [--key value ...]:
 laser fit --help lists all.
 LASER_TRACEBACK=1 shows the traceback of a reported mistake."""
-SAID = "LASER_SAID"
-"""Environment variable with a name that all processes of one launch share."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -58,7 +56,12 @@ def main(arguments: list[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     verb, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
-    os.environ.setdefault(SAID, os.environ.get("TORCHELASTIC_RUN_ID", "") or uuid.uuid4().hex)
+    with one_of_a_launch() if verb in TRAINING else nullcontext():
+        return _reported(verb, rest)
+
+
+def _reported(verb: str, rest: list[str]) -> int:
+    """Run a verb; a user's mistake is one sentence."""
     try:
         return _run(verb, rest)
     except (ValueError, argparse.ArgumentError, ImportError) as error:
@@ -126,18 +129,6 @@ def one_line(message: str) -> str:
         where, key, rest = nested.groups()
         return f"{key}{where}.{rest}"
     return line
-
-
-def say_once(message: str) -> None:
-    """Print to stderr, unless another process of this launch on this machine has printed the same."""
-    digest = blake2b(f"{os.environ[SAID]}/{message}".encode(), digest_size=12).hexdigest()
-    try:
-        os.close(os.open(Path(tempfile.gettempdir()) / f"laser-said-{digest}", os.O_CREAT | os.O_EXCL))
-    except FileExistsError:
-        return
-    except OSError:
-        pass  # better said twice than not at all
-    print(message, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

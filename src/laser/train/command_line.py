@@ -16,6 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from laser.saying import leave
 from laser.train.callbacks import RunRecord, Throughput
 from laser.train.checkpoint import read_facts
 from laser.train.checkpoint_files import existing
@@ -251,6 +252,7 @@ def run_training(arguments: list[str]) -> None:
     except ProcessLost:
         # Destructors of a process group that lost a member may wait for it, or abort.
         sys.stdout.flush()
+        leave()
         os._exit(LOST)
 
 
