@@ -226,6 +226,8 @@ def run_jobs(runs: Runs) -> None:
         runs.job("two from one", checkpoint=runs.middle("one")),
         runs.job("two table_wise", sharding="table_wise"),
         runs.job("two column_wise", sharding="column_wise"),
+        runs.job("two data_parallel", sharding="data_parallel", save_after=MIDDLE),
+        runs.job("two data_parallel resumed", sharding="data_parallel", checkpoint=runs.middle("two data_parallel")),
         runs.job("two table_wise from row_wise", sharding="table_wise", checkpoint=runs.middle("one")),
         *(runs.job(f"two {name}", save_after=MIDDLE, **options) for name, options in chosen.items()),
         runs.job("two background", save_after=MIDDLE, background=True),
@@ -252,6 +254,11 @@ def compare(runs: Runs, checks: Checks) -> None:
     checks.check("2 processes = 1, row_wise", lambda: runs.close("two", "one"))
     checks.check("2 processes = 1, table_wise", lambda: runs.close("two table_wise", "one"))
     checks.check("2 processes = 1, column_wise", lambda: runs.close("two column_wise", "one"))
+    checks.check("2 processes = 1, data_parallel", lambda: runs.close("two data_parallel", "one"))
+    checks.check(
+        "data_parallel, resumed in an epoch = whole",
+        lambda: runs.close("two data_parallel resumed", "two data_parallel"),
+    )
     checks.check("2 processes, resumed in an epoch = whole", lambda: runs.close("two resumed", "two"))
     checks.check("2 processes from a checkpoint of 1", lambda: runs.close("two from one", "one"))
     checks.check("1 process from a checkpoint of 2", lambda: runs.close("one from two", "one"))
@@ -272,6 +279,20 @@ def compare(runs: Runs, checks: Checks) -> None:
                 f"{name} = device memory",
                 lambda n=name: f"losses within {gap_of_losses(runs, f'one {n}', 'one'):.1g}",
             )
+    if "uvm_caching" in variants(runs.device):
+        for processes in ("one", "two"):
+            checks.check(f"uvm_caching, cache of {processes}", lambda p=processes: cache_hits(runs, f"{p} uvm_caching"))
+
+
+def cache_hits(runs: Runs, name: str) -> str:
+    """Hit rate of the tables' cache on each process."""
+    runs.losses(name)
+    ranks = json.loads((runs.root / name / "ranks.json").read_text())["ranks"]
+    for rank in ranks:
+        assert 0 < rank["table_cache_hit_rate"] <= 1, rank
+    return ", ".join(
+        f"{rank['table_cache_hit_rate']:.3f} hits, {rank['table_cache_misses']:.1f} misses a step" for rank in ranks
+    )
 
 
 def gap_of_losses(runs: Runs, name: str, other: str) -> float:

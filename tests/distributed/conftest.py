@@ -17,10 +17,10 @@ LAUNCH = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTE
 
 
 @pytest.fixture(scope="session")
-def launch(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, list[dict]], None]:
-    """``launch(world_size, jobs)``: run jobs in that many processes; see worker.py."""
+def launch(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., None]:
+    """``launch(world_size, jobs, hosts=1)``: run jobs in that many processes of as many hosts; see worker.py."""
 
-    def start(world_size: int, jobs: list[dict]) -> None:
+    def start(world_size: int, jobs: list[dict], hosts: int = 1) -> None:
         file = tmp_path_factory.mktemp("jobs") / "jobs.json"
         file.write_text(json.dumps(jobs))
         with socket.socket() as listener:
@@ -28,11 +28,12 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, list[dict
             port = listener.getsockname()[1]
         common = {name: value for name, value in os.environ.items() if name not in LAUNCH}
         common |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": str(world_size)}
-        common |= {"NODE_RANK": "0", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+        common |= {"HOSTS": str(hosts), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+        per_host = world_size // hosts
         ranks = [
             subprocess.Popen(
                 [sys.executable, str(WORKER), str(file)],
-                env=common | {"LOCAL_RANK": str(rank)},
+                env=common | {"LOCAL_RANK": str(rank % per_host), "NODE_RANK": str(rank // per_host)},
                 stderr=subprocess.PIPE,
                 text=True,
             )

@@ -29,6 +29,7 @@ from laser.train.module import CTRModule, finite
 from laser.train.optim import DenseOptimizer, TableOptimizer
 from laser.train.placement import Sharding
 from laser.train.predictions import PredictionWriter
+from laser.train.rank_statistics import RankStatistics
 from laser.train.schedule import Schedule
 from laser.train.strategy import TorchRecStrategy
 from laser.train.table_storage import Storage, TableStorage
@@ -50,6 +51,7 @@ MAX_HISTORY = 12
 WARM_UP = 12
 CLIP = 0.5
 WORLD_SIZE = int(os.environ["WORLD_SIZE"])  # Lightning removes it after the first run
+HOSTS = int(os.environ.get("HOSTS", "1"))
 
 
 class Watch(pl.Callback):
@@ -102,9 +104,10 @@ def run(job: dict) -> None:
     data = CTRDataModule(job["data"], batch_size=job["batch_size"], max_history=MAX_HISTORY, seed=5, order=order)
     trainer = pl.Trainer(
         accelerator=job.get("accelerator", "cpu"),
-        devices=WORLD_SIZE,
+        devices=WORLD_SIZE // HOSTS,
+        num_nodes=HOSTS,
         strategy=TorchRecStrategy(
-            Sharding(default=job.get("sharding", "row_wise")),
+            Sharding(default=job.get("sharding", "row_wise"), tables=job.get("sharding_tables", {})),
             Storage(
                 default=TableStorage(**job.get("storage", {})),
                 outputs=job.get("outputs", "float32"),
@@ -124,7 +127,7 @@ def run(job: dict) -> None:
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
         default_root_dir=folder,
-        callbacks=[watch, PredictionWriter(), RunRecord()],
+        callbacks=[watch, PredictionWriter(), RunRecord(), RankStatistics()],
     )
     if job.get("stage", "fit") == "fit":
         trainer.fit(module, data, ckpt_path=job.get("checkpoint"))

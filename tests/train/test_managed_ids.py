@@ -140,5 +140,7 @@ def test_what_cannot_work_is_named():
         ManagedIds(rows=9, interval=3, admit_after=5)
     cached = Storage(default=TableStorage(memory="uvm_caching"))
     with pytest.raises(ValueError, match=r"table 'item'.*uvm_caching.*set it to uvm or device"):
-        check_managed("item", ManagedIds(rows=9), cached)
-    check_managed("item", ManagedIds(rows=9), Storage())
+        check_managed("item", ManagedIds(rows=9), cached, Sharding())
+    with pytest.raises(ValueError, match=r"'item'.*data_parallel.*row_wise"):
+        check_managed("item", ManagedIds(rows=9), Storage(), Sharding(tables={"item": "data_parallel"}))
+    check_managed("item", ManagedIds(rows=9), Storage(), Sharding(tables={"user": "data_parallel"}))

@@ -9,7 +9,8 @@ from torchrec.modules.embedding_modules import EmbeddingCollection
 
 from laser.train.optim import TableOptimizer
 from laser.train.placement import Sharding, TableSize
-from laser.train.planning import Cluster, Plan, describe, plan
+from laser.train.plan_text import describe
+from laser.train.planning import Cluster, Plan, plan
 from laser.train.sharding import shard_collections, sharded_collections
 from laser.train.table_storage import Storage, TableStorage
 
@@ -22,10 +23,12 @@ def planned(sharding: Sharding, optimizer: str = "adagrad", processes: int = 4, 
     return plan(SIZES, sharding, TableOptimizer(name=optimizer), IDS, cluster)
 
 
-@pytest.mark.parametrize("default", ["row_wise", "table_wise", "column_wise"])
+@pytest.mark.parametrize("default", ["row_wise", "table_wise", "column_wise", "table_row_wise"])
 def test_every_byte_and_id_is_somewhere(default) -> None:
     sizes = [TableSize("item", 1000, 16), TableSize("user", 100, 16)]
-    found = plan(sizes, Sharding(default=default), TableOptimizer(name="adagrad"), IDS, Cluster(processes=4))
+    found = plan(
+        sizes, Sharding(default=default), TableOptimizer(name="adagrad"), IDS, Cluster(processes=4, host_processes=2)
+    )
     assert sum(load.weights for load in found.loads) == 4 * 16 * 1100
     assert sum(load.state for load in found.loads) == 4 * 16 * 1100
     copies = 4 if default == "column_wise" else 1
@@ -39,6 +42,32 @@ def test_by_hand_row_wise() -> None:
     assert load.ids == 1000 + 2.5
     # ids that come from the other three processes, embeddings to them and gradients from them
     assert load.exchanged == pytest.approx(0.75 * (1000 * (8 + 2 * 32) + 2.5 * (8 + 2 * 64)))
+
+
+def test_by_hand_on_two_hosts() -> None:
+    cluster = Cluster(processes=4, host_processes=2, host_exchange_rate=3e8, exchange_rate=1e8)
+    sharding = Sharding(default="table_row_wise")
+    found = plan(SIZES, sharding, TableOptimizer(name="sgd"), IDS, cluster)
+    assert [load.weights for load in found.loads] == [4 * 500 * 8] * 2 + [4 * 50 * 16] * 2
+    assert [load.ids for load in found.loads] == [2000, 2000, 5, 5]
+    assert found.loads[0].exchanged == pytest.approx(0.75 * 2000 * (8 + 2 * 32))
+    # of three others two are on the other host: 2/3 of the bytes at a third of the rate
+    assert cluster.seconds(300.0) == pytest.approx(200 / 1e8)
+    assert Cluster(processes=8).seconds(300.0) == pytest.approx(300 / 3e11)
+
+
+def test_replicas_exchange_gradients_whatever_the_batch() -> None:
+    for ids in (IDS, {"item": 0.0, "user": 0.0}):
+        loads = plan(SIZES, Sharding(default="data_parallel"), TableOptimizer(), ids, Cluster(processes=4)).loads
+        assert {load.exchanged for load in loads} == {0.75 * 2 * 4 * (1000 * 8 + 100 * 16)}
+        assert {load.weights for load in loads} == {4 * (1000 * 8 + 100 * 16)}
+        assert {load.ids for load in loads} == {sum(ids.values()) / 4}
+
+
+def test_what_is_reserved_is_not_for_tables() -> None:
+    assert Cluster(memory_gb=80, reserved_gb=30).room == 50e9
+    with pytest.raises(ValueError, match="reserve less than there is"):
+        Cluster(memory_gb=80, reserved_gb=80)
 
 
 def test_one_process_exchanges_nothing() -> None:

@@ -10,7 +10,8 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from laser.train.optim import TableOptimizer
 from laser.train.placement import Placement, Sharding, TableSize, place
-from laser.train.sharding import check_combination, module_plan, shard_collections
+from laser.train.refusals import check_combination
+from laser.train.sharding import module_plan, shard_collections
 from laser.train.table_storage import Storage, TableStorage, check_table_names
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -33,7 +34,7 @@ def test_combinations_that_do_not_work_are_named(sharding, optimizer, device, pr
 
 
 @pytest.mark.parametrize("optimizer", ["adagrad", "sgd"])
-@pytest.mark.parametrize("default", ["row_wise", "table_wise", "column_wise"])
+@pytest.mark.parametrize("default", ["row_wise", "table_wise", "column_wise", "table_row_wise", "data_parallel"])
 def test_combinations_that_work_pass(default, optimizer):
     check_combination(Sharding(default=default), TableOptimizer(name=optimizer), Storage(), CPU, "bf16-mixed", 1)
 
@@ -116,6 +117,46 @@ def test_tables_get_their_own_sharding():
         "b": Placement("column_wise", (0, 1)),
         "c": Placement("row_wise", (0, 1)),
     }
+
+
+def test_tables_are_spread_over_hosts_and_their_processes():
+    found = place(TABLES, Sharding(default="table_row_wise", tables={"b": "data_parallel"}), 4, 2)
+    assert found == {
+        "c": Placement("table_row_wise", (0, 1)),
+        "a": Placement("table_row_wise", (2, 3)),
+        "b": Placement("data_parallel", (0, 1, 2, 3)),
+    }
+
+
+def test_on_one_host_rows_go_to_all_processes():
+    found = place(TABLES, Sharding(default="table_row_wise"), 2)
+    assert set(found.values()) == {Placement("row_wise", (0, 1))}
+
+
+def test_hosts_must_be_full():
+    with pytest.raises(ValueError, match=r"6 processes do not fill hosts of 4.*multiple of 4"):
+        place(TABLES, Sharding(), 6, 4)
+
+
+@pytest.mark.parametrize("sharding", [Sharding(default="data_parallel"), Sharding(tables={"a": "data_parallel"})])
+@pytest.mark.parametrize(
+    ("optimizer", "storage", "words"),
+    [
+        (TableOptimizer(name="adam"), Storage(), "data_parallel.*adam.*row_wise"),
+        (TableOptimizer(name="rowwise_adagrad", weight_decay=0.1), Storage(), "data_parallel.*weight_decay 0.1"),
+        (TableOptimizer(), Storage(default=TableStorage(weights="float16")), "float16 in device"),
+        (TableOptimizer(), Storage(tables={"a": TableStorage(memory="uvm")}), "float32 in uvm"),
+    ],
+)
+def test_replicas_that_would_train_otherwise_are_named(sharding, optimizer, storage, words):
+    with pytest.raises(ValueError, match=words):
+        check_combination(sharding, optimizer, storage, GPU, "32-true", 1)
+
+
+def test_other_tables_may_be_kept_as_replicas_cannot():
+    sharding = Sharding(tables={"a": "data_parallel"})
+    storage = Storage(default=TableStorage(weights="float16"), tables={"a": TableStorage()})
+    check_combination(sharding, TableOptimizer(), storage, GPU, "32-true", 1)
 
 
 def test_one_process_holds_whole_tables():

@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from laser.train.optim import TableOptimizer
+from laser.train.placement import Sharding
 from laser.train.sharding import sharded_collections
 from laser.train.table_rows import InitialRows, reset_rows
 from laser.train.table_storage import Storage
@@ -206,12 +207,17 @@ def manage_ids(
     return nn.ModuleDict(maps)
 
 
-def check_managed(table: str, managed: ManagedIds, storage: Storage) -> None:
+def check_managed(table: str, managed: ManagedIds, storage: Storage, sharding: Sharding) -> None:
     """Refuse what does not work together.
 
     Raises:
         ValueError: naming table and option.
     """
+    if sharding.of(table) == "data_parallel":
+        raise ValueError(
+            f"table {table!r} is in managed_ids, whose rows are changed where they are held, but its sharding is "
+            "data_parallel, which has no such place; set it to row_wise"
+        )
     if storage.of(table).memory == "uvm_caching":
         raise ValueError(
             f"table {table!r} is in managed_ids, whose rows are changed in place, but its storage.memory is "

@@ -26,7 +26,7 @@ from laser.train.gate_statistics import GateStatistics
 from laser.train.metrics import CTRMetrics
 from laser.train.optim import DenseOptimizer, TableOptimizer, build_optimizer, dense_parameters
 from laser.train.schedule import Schedule, build_schedule
-from laser.train.sharding import fused_kernels, sharded_collections
+from laser.train.sharding import fused_kernels, replicated_tables, sharded_collections
 from laser.train.warm_start import WarmStart
 
 
@@ -118,8 +118,9 @@ class CTRModule(pl.LightningModule):
         fused = [collection.fused_optimizer for collection in collections]
         counting = self.table_optimizer.name == "adam"
         kernels = [kernel for collection in collections for kernel in fused_kernels(collection)] if counting else []
+        replicated = [lookup.optimizer for collection in collections for lookup in replicated_tables(collection)]
         dense = dense_parameters(self)
-        optimizer = build_optimizer(dense, fused, self.table_optimizer, self.dense_optimizer, kernels)
+        optimizer = build_optimizer(dense, fused, self.table_optimizer, self.dense_optimizer, kernels, replicated)
         schedule = build_schedule(
             optimizer, self.schedule, self.warm_up_steps, lambda: self.trainer.estimated_stepping_batches
         )

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam, AdamW, Optimizer
 
+from laser.train.replicated_tables import ReplicatedOptimizer
 from laser.versions import check_triple
 
 check_triple()
@@ -160,6 +161,7 @@ class SparseDenseOptimizer(Optimizer):
         dense: optimizer of all other parameters; its state is created at once, so that checkpoints can be read into
             it before the first step.
         kernels: FBGEMM's modules whose optimizer counts steps, as Adam does.
+        replicated: optimizers among ``tables`` that change whole tables at the end of a step.
     """
 
     def __init__(
@@ -168,10 +170,12 @@ class SparseDenseOptimizer(Optimizer):
         table_learning_rate: float,
         dense: Optimizer,
         kernels: Iterable[Any] = (),
+        replicated: Iterable[ReplicatedOptimizer] = (),
     ) -> None:
         self.tables = list(tables)
         self.dense = dense
         self.kernels = list(kernels)
+        self.replicated = list(replicated)
         self.steps = 0
         """Training steps done; set when a checkpoint is loaded."""
         super().__init__([{"params": [], "lr": table_learning_rate}, *dense.param_groups], defaults={})
@@ -196,7 +200,14 @@ class SparseDenseOptimizer(Optimizer):
         self.push_table_learning_rate()
         self.push_steps()
         self.steps += 1
-        return self.dense.step(closure)
+
+        def backward_and_replicated() -> Any:
+            loss = closure() if closure is not None else None
+            for optimizer in self.replicated:
+                optimizer.update()
+            return loss
+
+        return self.dense.step(backward_and_replicated if self.replicated else closure)
 
     def hyper_parameters(self) -> list[dict[str, Any]]:
         """Everything in the groups but the parameters."""
@@ -265,9 +276,11 @@ def build_optimizer(
     table: TableOptimizer,
     dense: DenseOptimizer,
     kernels: Iterable[Any] = (),
+    replicated: Iterable[ReplicatedOptimizer] = (),
 ) -> SparseDenseOptimizer:
     """The optimizer of a model whose tables are sharded.
 
-    ``parameters`` are the dense ones by name, ``kernels`` FBGEMM's modules of the tables if they must count steps.
+    ``parameters`` are the dense ones by name, ``kernels`` FBGEMM's modules of the tables if they must count steps,
+    ``replicated`` the optimizers of tables that are whole on every process.
     """
-    return SparseDenseOptimizer(tables, table.learning_rate, dense.build(parameters), kernels)
+    return SparseDenseOptimizer(tables, table.learning_rate, dense.build(parameters), kernels, replicated)

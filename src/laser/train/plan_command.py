@@ -10,8 +10,9 @@ from lightning.pytorch.cli import LightningArgumentParser
 from laser.train.command_line import RecipeCLI
 from laser.train.optim import TableOptimizer
 from laser.train.placement import Sharding
-from laser.train.planning import Cluster, describe, plan_of
-from laser.train.sharding import check_combination
+from laser.train.plan_text import describe
+from laser.train.planning import Cluster, plan_of
+from laser.train.refusals import check_combination
 from laser.train.table_storage import Storage, TableStorage
 
 GPU = torch.device("cuda")

@@ -4,23 +4,27 @@ An estimate by counting: every look-up is counted, though a process looks up and
 (``Cluster.distinct`` is for that), every history as its own, and of the bytes only those of the tables. Not modelled:
 skew of ids over rows, latency, overlap with the dense part.
 
-For N processes and n ids of a table in a step (all processes together), width W, rows handed on in float32:
+For N processes in hosts of L, n ids of a table in a step (all processes together), width W, rows handed on in float32:
 
-=============  =====================  ==========================  ============================
-sharding       ids a process serves   exchanged to it (forward)   exchanged by it (forward)
-=============  =====================  ==========================  ============================
-row_wise       n / N                  8 n / N (1 - 1/N)           4 W n / N (1 - 1/N)
-table_wise     n for the owner        8 n (1 - 1/N)               4 W n (1 - 1/N)
-column_wise    n                      8 n (1 - 1/N)               4 W / N n (1 - 1/N)
-=============  =====================  ==========================  ============================
+==============  ======================  ==========================  ============================
+sharding        ids a process serves    exchanged to it (forward)   exchanged by it (forward)
+==============  ======================  ==========================  ============================
+row_wise        n / N                   8 n / N (1 - 1/N)           4 W n / N (1 - 1/N)
+table_wise      n for the owner         8 n (1 - 1/N)               4 W n (1 - 1/N)
+column_wise     n                       8 n (1 - 1/N)               4 W / N n (1 - 1/N)
+table_row_wise  n / L on one host       8 n / L (1 - 1/N)           4 W n / L (1 - 1/N)
+data_parallel   n / N, its own          0                           0
+==============  ======================  ==========================  ============================
 
-Backward sends as many gradients as forward sent embeddings.
+Backward sends as many gradients as forward sent embeddings; of a data_parallel table of R rows all processes add up
+2 x 4 W R (1 - 1/N) bytes each instead, whatever the batch, and update all rows. A share (N - L) / (N - 1) of what is
+exchanged goes to or comes from other hosts. Time of an exchange is that of its slower part, as both go on at once.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -41,24 +45,51 @@ class Cluster:
     Args:
         processes: one per GPU.
         memory_gb: memory for tables on each, in 10^9 bytes.
+        reserved_gb: part of it that is not for tables: dense parameters, activations, buffers of the exchange.
         memory_rate: bytes a second that a process reads and writes there at random.
-        exchange_rate: bytes a second that a process sends to all others.
+        host_processes: processes of a host.
+        host_exchange_rate: bytes a second that a process exchanges with others of its host.
+        exchange_rate: bytes a second that it exchanges with those of other hosts.
         distinct: distinct ids of a process's batch as a share of its look-ups; 1 if no id is ever repeated.
         rows: rows to plan for instead of the data set's, by table.
     """
 
     processes: int = 1
     memory_gb: float = 80.0
+    reserved_gb: float = 0.0
     memory_rate: float = 2e12
+    host_processes: int = 8
+    host_exchange_rate: float = 3e11
     exchange_rate: float = 4e10
     distinct: float = 1.0
     rows: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.processes < 1 or min(self.memory_gb, self.memory_rate, self.exchange_rate) <= 0:
-            raise ValueError(f"{self} cannot be planned for; give at least one process and positive sizes and rates")
+        rates = (self.memory_rate, self.exchange_rate, self.host_exchange_rate)
+        if min(self.processes, self.host_processes) < 1 or min(self.room, *rates) <= 0 or self.reserved_gb < 0:
+            raise ValueError(
+                f"{self} cannot be planned for; give at least one process (of a host, too), positive "
+                "sizes and rates, and reserve less than there is"
+            )
         if not 0 < self.distinct <= 1:
             raise ValueError(f"cluster.distinct is {self.distinct}; expected a share above 0 and up to 1")
+
+    @property
+    def room(self) -> float:
+        """Bytes for tables on each process."""
+        return 1e9 * (self.memory_gb - self.reserved_gb)
+
+    @property
+    def share_between_hosts(self) -> float:
+        """Of what a process exchanges evenly with all others, the part that leaves its host."""
+        if self.processes == 1:
+            return 0.0
+        return max(self.processes - self.host_processes, 0) / (self.processes - 1)
+
+    def seconds(self, exchanged: float) -> float:
+        """Time of an exchange of so many bytes: of its slower part, inside of hosts or between them."""
+        between = exchanged * self.share_between_hosts
+        return max((exchanged - between) / self.host_exchange_rate, between / self.exchange_rate)
 
 
 @dataclass
@@ -71,9 +102,14 @@ class Load:
     """Of both, what lies in host memory (``uvm``, ``uvm_caching``)."""
     ids: float = 0.0
     exchanged: float = 0.0
-    """Sent forward (embeddings) and backward (gradients) plus ids received."""
+    """Sent forward (embeddings) and backward (gradients) plus ids received; of replicas, gradients added up."""
     touched: float = 0.0
     """Read forward, and read and written with its state by the update."""
+
+    def add(self, other: Load) -> None:
+        """Take on what another table adds."""
+        for each in fields(self):
+            setattr(self, each.name, getattr(self, each.name) + getattr(other, each.name))
 
     def held(self) -> float:
         """Weights and optimizer state in the memory of the process's device."""
@@ -93,7 +129,7 @@ class Plan:
     @property
     def fits(self) -> bool:
         """Whether every process has the memory."""
-        return max(load.held() for load in self.loads) <= 1e9 * self.cluster.memory_gb
+        return max(load.held() for load in self.loads) <= self.cluster.room
 
 
 def table_sizes(schema: Schema, rows: dict[str, int]) -> list[TableSize]:
@@ -152,82 +188,46 @@ def plan(
     Raises:
         ValueError: as ``place``, or when ``storage`` names a table that there is not.
     """
-    count = cluster.processes
-    placements = place(sizes, sharding, count)
+    placements = place(sizes, sharding, cluster.processes, cluster.host_processes)
     check_table_names("storage.tables", storage.tables, [size.name for size in sizes])
-    handed_on = VALUE_BYTES[storage.outputs]
-    loads = [Load() for _ in range(count)]
-    away = 1 - 1 / count
+    loads = [Load() for _ in range(cluster.processes)]
     for size in sizes:
         placement = placements[size.name]
-        cut = len(placement.ranks)
-        width = size.width / cut if placement.kind == "column_wise" else size.width
-        rows = size.rows / cut if placement.kind == "row_wise" else size.rows
-        served = ids[size.name] / (cut if placement.kind == "row_wise" else 1)
-        state = rows if optimizer.name == "rowwise_adagrad" else STATE_VALUES[optimizer.name] * rows * width
-        kept = storage.of(size.name)
-        row_bytes = VALUE_BYTES[kept.weights] * width
-        on_host = {"device": 0.0, "uvm": 1.0, "uvm_caching": 1.0 - storage.cache_share}[kept.memory]
-        state_bytes = 2 * STATE_BYTES * STATE_VALUES.get(optimizer.name, 0.0) * width
+        part = load_of(size, placement, ids[size.name], optimizer, storage, cluster.processes)
         for rank in placement.ranks:
-            load = loads[rank]
-            load.weights += rows * row_bytes
-            load.state += STATE_BYTES * state
-            load.host += on_host * (rows * row_bytes + STATE_BYTES * state)
-            load.ids += served
-            load.exchanged += away * served * (ID_BYTES + 2 * handed_on * width)
-            load.touched += served * (3 * row_bytes + state_bytes)
+            loads[rank].add(part)
     return Plan(sizes, placements, ids, loads, cluster)
 
 
-def describe(found: Plan) -> str:
-    """The plan as two tables: by table, and by process, with equal processes in one line."""
-    lines = [f"{'table':20} {'rows':>16} {'width':>6} {'sharding':12} {'held by':14} {'ids a step':>14}"]
-    for size in found.sizes:
-        placement = found.placements[size.name]
-        ranks = f"process {placement.ranks[0]}" if len(placement.ranks) == 1 else f"{len(placement.ranks)} processes"
-        ids = found.ids[size.name]
-        lines.append(f"{size.name:20} {size.rows:16,} {size.width:6} {placement.kind:12} {ranks:14} {ids:14,.0f}")
-    head = ("process", "weights", "optimizer", "ids served", "exchanged", "exchange ms", "look-up ms")
-    lines += ["", f"{head[0]:12}" + "".join(f"{name:>14}" for name in head[1:])]
-    for ranks, load in _alike(found.loads):
-        cells = [
-            f"{ranks:12}",
-            f"{_bytes(load.weights):>14}",
-            f"{_bytes(load.state):>14}",
-            f"{load.ids:14,.0f}",
-            f"{_bytes(load.exchanged):>14}",
-            f"{1e3 * load.exchanged / found.cluster.exchange_rate:14.3f}",
-            f"{1e3 * load.touched / found.cluster.memory_rate:14.3f}",
-        ]
-        lines.append("".join(cells))
-    most = max(load.held() for load in found.loads)
-    room = 1e9 * found.cluster.memory_gb
-    total = sum(load.held() for load in found.loads)
-    verdict = "fits" if found.fits else "DOES NOT FIT: shard it row_wise, add processes, or keep smaller tables"
-    lines += ["", f"{_bytes(total)} in all; the fullest process holds {_bytes(most)} of {_bytes(room)}: {verdict}"]
-    if host := max(load.host for load in found.loads):
-        lines += [f"besides, up to {_bytes(host)} of host memory a process"]
-    return "\n".join(lines)
-
-
-def _alike(loads: list[Load]) -> list[tuple[str, Load]]:
-    """Runs of neighbours with the same load."""
-    found: list[tuple[int, int, Load]] = []
-    for rank, load in enumerate(loads):
-        if found and found[-1][2] == load:
-            found[-1] = (found[-1][0], rank, load)
-        else:
-            found.append((rank, rank, load))
-    return [(f"{first}" if first == last else f"{first}-{last}", load) for first, last, load in found]
-
-
-def _bytes(number: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if number < 1000:
-            return f"{number:.4g} {unit}"
-        number /= 1000
-    return f"{number:,.4g} TB"
+def load_of(
+    size: TableSize, placement: Placement, ids: float, optimizer: TableOptimizer, storage: Storage, processes: int
+) -> Load:
+    """What a table adds to the load of each process that holds a part of it."""
+    by_rows = placement.kind in ("row_wise", "table_row_wise")
+    whole = placement.kind == "data_parallel"
+    cut = len(placement.ranks)
+    width = size.width / cut if placement.kind == "column_wise" else size.width
+    rows = size.rows / cut if by_rows else size.rows
+    served = ids / cut if by_rows or whole else ids
+    state = rows if optimizer.name == "rowwise_adagrad" else STATE_VALUES[optimizer.name] * rows * width
+    kept = storage.of(size.name)
+    row_bytes = VALUE_BYTES[kept.weights] * width
+    state_bytes = 2 * STATE_BYTES * STATE_VALUES.get(optimizer.name, 0.0) * width
+    on_host = {"device": 0.0, "uvm": 1.0, "uvm_caching": 1.0 - storage.cache_share}[kept.memory]
+    away = 1 - 1 / processes
+    exchanged = served * (ID_BYTES + 2 * VALUE_BYTES[storage.outputs] * width)
+    touched = served * (3 * row_bytes + state_bytes)
+    if whole:
+        exchanged = 2 * rows * row_bytes
+        touched = served * row_bytes + rows * (3 * row_bytes + state_bytes)
+    return Load(
+        weights=rows * row_bytes,
+        state=STATE_BYTES * state,
+        host=on_host * (rows * row_bytes + STATE_BYTES * state),
+        ids=served,
+        exchanged=away * exchanged,
+        touched=touched,
+    )
 
 
 def plan_of(

@@ -1,8 +1,4 @@
-"""TorchRec's plan for where the rows of each embedding table live, and the collections that follow it.
-
-Combinations that would crash later, hang another process or silently train a different model are refused by name
-before anything is built (docs/decisions/002-sharding.md).
-"""
+"""TorchRec's plan for where the rows of each embedding table live, and the collections that follow it."""
 
 from __future__ import annotations
 
@@ -17,70 +13,25 @@ from torch import nn
 
 from laser.train.optim import RowGradientClip, TableOptimizer
 from laser.train.placement import Placement, Sharding, TableSize, place
-from laser.train.table_storage import KERNELS, WEIGHTS, Storage, check_storage, check_table_names
+from laser.train.replicated_tables import ReplicatedLookup
+from laser.train.table_collection import TableSharder
+from laser.train.table_storage import KERNELS, WEIGHTS, Storage, check_table_names
 from laser.versions import check_triple
 
 check_triple()
 
-from torchrec.distributed.embedding import EmbeddingCollectionSharder, ShardedEmbeddingCollection  # noqa: E402
+from torchrec.distributed.embedding import ShardedEmbeddingCollection  # noqa: E402
 from torchrec.distributed.sharding_plan import (  # noqa: E402
     ParameterShardingGenerator,
     column_wise,
     construct_module_sharding_plan,
+    data_parallel,
     row_wise,
+    table_row_wise,
     table_wise,
 )
 from torchrec.distributed.types import EmbeddingModuleShardingPlan, ShardingEnv  # noqa: E402
 from torchrec.modules.embedding_modules import EmbeddingCollection  # noqa: E402
-
-
-def check_combination(
-    sharding: Sharding,
-    optimizer: TableOptimizer,
-    storage: Storage,
-    device: torch.device,
-    precision: str,
-    accumulate: int,
-) -> None:
-    """Refuse what does not work together.
-
-    Args:
-        sharding: of the tables.
-        optimizer: of the tables.
-        storage: of the tables.
-        device: of this process.
-        precision: Lightning's name, such as "bf16-mixed".
-        accumulate: value of ``trainer.accumulate_grad_batches``.
-
-    Raises:
-        ValueError: one sentence that names both sides and what to set instead.
-    """
-    if "column_wise" in sharding.used and optimizer.name == "rowwise_adagrad":
-        raise ValueError(
-            "column_wise sharding with rowwise_adagrad keeps one accumulator per column shard, so results would "
-            "depend on the number of processes; set model.table_optimizer.name to adagrad or the sharding to row_wise"
-        )
-    if optimizer.name == "adam" and device.type == "cpu":
-        raise ValueError(
-            "embedding tables on the CPU cannot be trained with adam; set model.table_optimizer.name to adagrad, "
-            "rowwise_adagrad or sgd"
-        )
-    if optimizer.weight_decay and optimizer.name not in ("rowwise_adagrad", "adam"):
-        raise ValueError(
-            f"model.table_optimizer.weight_decay is {optimizer.weight_decay}, which FBGEMM's {optimizer.name} would "
-            "leave out without a word; set it to 0, or model.table_optimizer.name to rowwise_adagrad or adam"
-        )
-    check_storage(storage, device)
-    if precision not in ("32-true", "bf16-mixed"):
-        raise ValueError(
-            f"trainer.precision is {precision}, but tables update their rows while gradients are computed and "
-            "hand on float32; set it to 32-true or bf16-mixed"
-        )
-    if accumulate != 1:
-        raise ValueError(
-            f"trainer.accumulate_grad_batches is {accumulate}, but tables are updated on every batch, which "
-            "accumulation would not change; set it to 1 and raise data.batch_size instead"
-        )
 
 
 def module_plan(
@@ -91,10 +42,13 @@ def module_plan(
     storage: Storage = Storage(),  # noqa: B008
 ) -> EmbeddingModuleShardingPlan:
     """TorchRec's plan for one collection over the default process group."""
+    local_size = _local_size()
     generators: dict[str, Callable[[tuple[int, ...], str], ParameterShardingGenerator]] = {
         "row_wise": lambda _ranks, kernel: row_wise(compute_kernel=kernel),
         "table_wise": lambda ranks, kernel: table_wise(rank=ranks[0], compute_kernel=kernel),
         "column_wise": lambda ranks, kernel: column_wise(ranks=list(ranks), compute_kernel=kernel),
+        "table_row_wise": lambda ranks, kernel: _host_rows(ranks[0] // local_size, kernel),
+        "data_parallel": lambda _ranks, _kernel: data_parallel(),
     }
     names = [config.name for config in collection.embedding_configs()]
     per_table = {
@@ -103,12 +57,24 @@ def module_plan(
     }
     world_size = dist.get_world_size()
     return construct_module_sharding_plan(
-        collection, per_table, sharder=sharder, local_size=_local_size(), world_size=world_size, device_type=device_type
+        collection, per_table, sharder=sharder, local_size=local_size, world_size=world_size, device_type=device_type
     )
 
 
 def _local_size() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size()))
+
+
+def _host_rows(host: int, kernel: str) -> ParameterShardingGenerator:
+    """As TorchRec's generator, which takes no kernel."""
+    generate = table_row_wise(host_index=host)
+
+    def with_kernel(*arguments: Any) -> Any:
+        found = generate(*arguments)
+        found.compute_kernel = kernel
+        return found
+
+    return with_kernel
 
 
 def embedding_collections(model: nn.Module) -> list[tuple[str, EmbeddingCollection]]:
@@ -144,14 +110,14 @@ def shard_collections(
     Raises:
         ValueError: as ``laser.train.placement.place``, or when ``storage`` or ``rows`` names a table that there is not.
     """
-    sharder: Any = EmbeddingCollectionSharder(fused_params=optimizer.fused_params() | storage.fused_params())
+    sharder: Any = TableSharder(fused_params=optimizer.fused_params() | storage.fused_params())
     group = dist.group.WORLD
     assert group is not None
     environment = ShardingEnv.from_process_group(group)
     collections = [(name, _resized(collection, rows or {})) for name, collection in embedding_collections(model)]
     configs = [config for _, collection in collections for config in collection.embedding_configs()]
     sizes = [TableSize(config.name, config.num_embeddings, config.embedding_dim) for config in configs]
-    placements = place(sizes, sharding, dist.get_world_size()) if sizes else {}
+    placements = place(sizes, sharding, dist.get_world_size(), _local_size()) if sizes else {}
     if sizes:
         check_table_names("storage.tables", storage.tables, [size.name for size in sizes])
         check_table_names("managed_ids", rows or {}, [size.name for size in sizes])
@@ -160,6 +126,10 @@ def shard_collections(
     for name, collection in collections:
         plan = module_plan(collection, placements, sharder, device.type, storage)
         sharded = sharder.shard(collection, plan, environment, device)
+        for kernel in fused_kernels(sharded):
+            if kernel.use_cpu and not kernel.weights_host.numel():
+                # Without any, as where small tables are cut for many processes, FBGEMM looks for rows on a GPU.
+                kernel.weights_host = nn.Parameter(torch.zeros(kernel.max_D))
         if optimizer.max_row_gradient is not None:
             sharded.register_forward_hook(RowGradientClip(optimizer.max_row_gradient, dist.get_world_size()))
         parent, _, attribute = name.rpartition(".")
@@ -178,6 +148,11 @@ def fused_kernels(collection: ShardedEmbeddingCollection) -> list[Any]:
     """FBGEMM's table-batched embeddings of a collection; it holds them in plain lists, where ``modules`` finds none."""
     lookups: Any = collection._lookups
     return [group._emb_module for lookup in lookups for group in lookup._emb_modules]
+
+
+def replicated_tables(collection: ShardedEmbeddingCollection) -> list[ReplicatedLookup]:
+    """Tables of a collection that are whole on every process, to be updated at the end of a step."""
+    return [lookup for lookup in collection._lookups if isinstance(lookup, ReplicatedLookup)]
 
 
 def forget_cached_rows(model: nn.Module) -> None:

@@ -39,9 +39,9 @@ from laser.train.managed_ids import ManagedIds, check_managed, manage_ids
 from laser.train.optim import SparseDenseOptimizer, dense_parameters, fill_accumulators
 from laser.train.placement import Sharding
 from laser.train.random_state import random_states, restore_random_state
+from laser.train.refusals import check_combination
 from laser.train.rendezvous import store_of_this_start, store_outlives_processes
 from laser.train.sharding import (
-    check_combination,
     embedding_collections,
     forget_cached_rows,
     shard_collections,
@@ -128,7 +128,7 @@ class TorchRecStrategy(DDPStrategy):
             self.module.trainer.accumulate_grad_batches,
         )
         for name, managed in self.managed_ids.items():
-            check_managed(name, managed, self.storage)
+            check_managed(name, managed, self.storage, self.sharding)
         if self.root_device.type == "cuda" and "OMP_NUM_THREADS" not in os.environ:
             # The host only feeds the GPU. To wake a thread a core for the copy of half a megabyte has taken 8 ms.
             torch.set_num_threads(1)

@@ -21,12 +21,19 @@ InitialRows = Callable[[str, int, int, int], Tensor]
 @torch.no_grad()
 def fill_rows(weight: Any, table: str, initial: InitialRows) -> None:
     """Write the initial rows of a table into the shards that this process holds."""
-    for shard in weight.local_shards():
-        (row, column), (rows, columns) = shard.metadata.shard_offsets, shard.metadata.shard_sizes
+    for part, (row, column) in local_parts(weight):
+        rows, columns = part.shape
         for start in range(0, rows, ROWS_AT_A_TIME):
             stop = min(start + ROWS_AT_A_TIME, rows)
             values = initial(table, row + start, row + stop, weight.size(1))
-            shard.tensor[start:stop].copy_(values[:, column : column + columns])
+            part[start:stop].copy_(values[:, column : column + columns])
+
+
+def local_parts(weight: Any) -> list[tuple[Tensor, tuple[int, int]]]:
+    """Parts of a plain or sharded table that this process holds, and the row and column where each begins."""
+    if not hasattr(weight, "local_shards"):
+        return [(weight, (0, 0))]
+    return [(shard.tensor, tuple(shard.metadata.shard_offsets)) for shard in weight.local_shards()]
 
 
 @torch.no_grad()

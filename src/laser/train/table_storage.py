@@ -91,7 +91,7 @@ class Storage:
         if any(each.weights != "float32" for each in self.used):
             params["stochastic_rounding"] = self.stochastic_rounding
         if any(each.memory == "uvm_caching" for each in self.used):
-            params["cache_load_factor"] = self.cache_share
+            params |= {"cache_load_factor": self.cache_share, "gather_uvm_cache_stats": True}
         return params
 
 
