@@ -10,11 +10,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 
 from laser.batch import Batch
 from laser.train.callbacks import run_folder, write_json
 from laser.train.loggers import CSVLog
 from laser.train.look_up_time import LookUpTime
+from laser.train.table_cache import TableCache
 
 
 class RankStatistics(Callback):
@@ -24,7 +26,9 @@ class RankStatistics(Callback):
     over its training steps without the first five and without validation: ``samples``, ``events`` and
     ``milliseconds`` of a step, ``waiting_milliseconds`` between the end of a step and the beginning of the next (for
     data, logging and checkpoints), ``look_up_milliseconds`` of the forward look-ups with their exchange,
-    ``saving_seconds`` of the whole run, and the largest memory that was in use.
+    ``saving_seconds`` of the whole run, and the largest memory that was in use. Where tables are cached
+    (``uvm_caching``), ``table_cache_hit_rate`` is the share of a step's distinct rows that were in the GPU's cache, and
+    ``table_cache_misses`` the number of those that were not.
     """
 
     skipped_steps = 5
@@ -36,6 +40,7 @@ class RankStatistics(Callback):
         self.ended: float | None = None
         embeddings: Any = pl_module.network.embeddings  # type: ignore[union-attr]
         self.look_up = LookUpTime(embeddings, trainer.strategy.root_device)
+        self.cache = TableCache(pl_module)
         self.path = run_folder(trainer) / "ranks" / f"{trainer.global_rank}.csv"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.unlink(missing_ok=True)
@@ -52,6 +57,8 @@ class RankStatistics(Callback):
         self.ended = time.perf_counter()
         self.steps += 1
         if self.steps <= 0:
+            if self.steps == 0:
+                self.cache.forget()
             return
         self.seconds += self.pause + self.ended - self.began
         self.waited += self.pause
@@ -77,6 +84,13 @@ class RankStatistics(Callback):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Validation is not training."""
         self.ended = None
+        if trainer.state.fn == TrainerFn.FITTING:
+            self.cache.pause()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Training goes on."""
+        if trainer.state.fn == TrainerFn.FITTING:
+            self.cache.go_on()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gather the figures of all processes and write the file."""
@@ -99,6 +113,7 @@ class RankStatistics(Callback):
             "saving_seconds": self.strategy.saving_seconds,
             "peak_memory_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
         }
+        figures |= self.cache.figures(self.steps)
         if torch.cuda.is_available():
             figures["peak_gpu_memory_bytes"] = torch.cuda.max_memory_allocated()
         return figures
