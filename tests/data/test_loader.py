@@ -225,6 +225,29 @@ def test_no_more_is_prepared_ahead_than_asked(data):
     iterator.close()
 
 
+def test_a_slow_thread_is_waited_for_only_when_its_batch_is_due(data):
+    """A process that is slow at one batch keeps no other waiting as long as its prefetch lasts."""
+    expected = rows(loader(data))
+    batches = loader(data, workers=2, prefetch=3)
+    release, prepared = threading.Event(), set()
+    collate = batches._collate
+
+    def slow_at_3(samples, row_B, **at):
+        assert at["step"] != 3 or release.wait(30)
+        prepared.add(at["step"])
+        return collate(samples, row_B, **at)
+
+    batches._collate = slow_at_3
+    iterator = iter(batches)
+    taken = [next(iterator).row_B.tolist() for _ in range(3)]
+    deadline = time.monotonic() + 30
+    while len(prepared) < 5 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert prepared == {0, 1, 2, 4, 5}
+    release.set()
+    assert taken + [batch.row_B.tolist() for batch in iterator] == [list(row) for row in expected]
+
+
 @pytest.mark.parametrize("workers", [0, 1, 3])
 def test_an_error_in_a_thread_is_raised_where_its_batch_would_be(prepared, tmp_path, workers):
     path = Path(shutil.copytree(prepared, tmp_path / "copy"))
