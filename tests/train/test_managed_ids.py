@@ -10,8 +10,9 @@ from torchrec.modules.embedding_modules import EmbeddingCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from laser.model.embeddings import initial_rows
+from laser.train.fused_state import fill_accumulators, fused_state
 from laser.train.managed_ids import IdMap, ManagedIds, check_managed, manage_ids
-from laser.train.optim import TableOptimizer, fill_accumulators, fused_state
+from laser.train.optim import TableOptimizer
 from laser.train.placement import Sharding
 from laser.train.sharding import shard_collections
 from laser.train.table_rows import fill_rows

@@ -9,14 +9,8 @@ from torchrec.modules.embedding_configs import EmbeddingConfig
 from torchrec.modules.embedding_modules import EmbeddingCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from laser.train.optim import (
-    DenseOptimizer,
-    SparseDenseOptimizer,
-    TableOptimizer,
-    build_optimizer,
-    dense_parameters,
-    fill_accumulators,
-)
+from laser.train.fused_state import fill_accumulators
+from laser.train.optim import DenseOptimizer, SparseDenseOptimizer, TableOptimizer, build_optimizer, dense_parameters
 from laser.train.placement import Sharding
 from laser.train.schedule import Schedule, build_schedule
 from laser.train.sharding import fused_kernels, shard_collections

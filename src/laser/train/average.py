@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor
 
-from laser.train.optim import dense_parameters, local_tensors
+from laser.train.fused_state import local_tensors
+from laser.train.optim import dense_parameters
 from laser.train.sharding import sharded_collections
 from laser.train.table_storage import Storage
 

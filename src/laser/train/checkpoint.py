@@ -41,7 +41,8 @@ from laser.train.checkpoint_files import (
     replace_directory,
     sync,
 )
-from laser.train.optim import SparseDenseOptimizer, dense_parameters, fused_state
+from laser.train.fused_state import fused_state
+from laser.train.optim import SparseDenseOptimizer, dense_parameters
 from laser.train.sharding import sharded_collections
 from laser.versions import recorded
 

@@ -239,28 +239,6 @@ def create_adam_state(optimizer: Optimizer) -> None:
             }
 
 
-def fused_state(optimizer: KeyedOptimizer) -> Mapping[str, Mapping[str, Any]]:
-    """Sharded state tensors of a fused optimizer by parameter and state name, sharing memory with it."""
-    return optimizer.state_dict()["state"]  # type: ignore[return-value]
-
-
-def local_tensors(value: Any) -> list[Tensor]:
-    """Parts of a plain or sharded tensor that this process holds."""
-    return [shard.tensor for shard in value.local_shards()] if hasattr(value, "local_shards") else [value]
-
-
-@torch.no_grad()
-def fill_accumulators(optimizer: KeyedOptimizer, config: TableOptimizer) -> None:
-    """Set Adagrad's accumulators to their starting value, which FBGEMM has no argument for."""
-    if config.name not in ("adagrad", "rowwise_adagrad"):
-        return
-    for states in fused_state(optimizer).values():
-        for name, state in states.items():
-            if name.endswith("momentum1"):
-                for tensor in local_tensors(state):
-                    tensor.fill_(config.initial_accumulator)
-
-
 def dense_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Trainable parameters that no fused optimizer owns, by name."""
     return {

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from laser.model.embeddings import BLOCK_ROWS
-from laser.train.optim import TableOptimizer, fused_state
+from laser.train.fused_state import fused_state
+from laser.train.optim import TableOptimizer
 
 ROWS_AT_A_TIME = 1 << 20
 """Initial rows drawn at once, to bound the memory beside the table itself."""
