@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from laser.train import loggers
+from tests.train.wandb_server import Server
 
 ROOT = Path(__file__).parents[2]
 
@@ -54,6 +58,65 @@ def test_a_run_goes_on_without_the_network(tmp_path: Path, capfd, mode):
     wandb.finish()
     assert list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
     assert ("cannot be reached" in capfd.readouterr().err) == (mode == "online")
+
+
+@pytest.fixture
+def server(monkeypatch) -> Server:
+    """Where runs are logged."""
+    import wandb
+
+    wandb.teardown()  # it remembers the address of an earlier run
+    server = Server()
+    monkeypatch.setenv("WANDB_BASE_URL", server.address)
+    monkeypatch.setattr(loggers, "INIT_SECONDS", 60.0)
+    yield server
+    wandb.teardown()
+
+
+@pytest.mark.timeout(150)
+def test_a_server_that_is_lost_in_a_run_costs_nothing(tmp_path: Path, server: Server, monkeypatch, capfd):
+    monkeypatch.setattr(loggers, "FINISH_SECONDS", 3.0)
+    log = loggers.WandbLog(save_dir=str(tmp_path / "run"), mode="online")
+    log.log_metrics({"loss": 0.5}, step=0)
+    end = time.monotonic() + 60
+    while not server.rows and time.monotonic() < end:
+        time.sleep(0.1)
+    assert [row["loss"] for row in server.rows] == [0.5]
+    server.go_away()
+    for step in range(1, 50):
+        log.log_metrics({"loss": step}, step=step)
+    log.finalize("success")
+    (folder,) = (tmp_path / "run" / "wandb").glob("run-*")
+    assert f"hand it over later with wandb sync --include-online {folder}" in capfd.readouterr().err
+    later = Server()
+    environment = os.environ | {"WANDB_BASE_URL": later.address}
+    wandb = [sys.executable, "-m", "wandb", "sync", "--include-online", str(folder)]
+    done = subprocess.run(wandb, env=environment, capture_output=True, text=True, timeout=100)
+    later.go_away()
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert [row["loss"] for row in later.rows] == [0.5, *range(1, 50)]
+
+
+@pytest.mark.timeout(60)
+def test_training_outlives_the_process_that_writes_for_wandb(tmp_path: Path, capfd, monkeypatch):
+    import wandb
+
+    log = loggers.WandbLog(save_dir=str(tmp_path / "run"))
+    log.log_metrics({"loss": 1.0}, step=1)
+    children = [int(child) for file in Path("/proc/self/task").glob("*/children") for child in file.read_text().split()]
+    (writer,) = (child for child in children if "wandb-core" in Path(f"/proc/{child}/cmdline").read_text())
+    os.kill(writer, signal.SIGKILL)
+    end = time.monotonic() + 20
+    while "was lost" not in (said := capfd.readouterr().err) and time.monotonic() < end:
+        log.log_metrics({"loss": 1.0}, step=2)
+        time.sleep(0.1)
+    assert "laser: Weights & Biases was lost" in said
+    log.log_metrics({"loss": 1.0}, step=3)
+    log.finalize("success")
+    assert not capfd.readouterr().err
+    with suppress(OSError, wandb.errors.Error):
+        wandb.teardown()  # later tests start a process of their own
+    monkeypatch.delenv("WANDB_SERVICE", raising=False)
 
 
 BARE = """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +16,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 INIT_SECONDS = 30.0
 """How long Weights & Biases may take to begin a run."""
+FINISH_SECONDS = 120.0
+"""How long it may take at the end of one to hand over what its server has not got yet."""
 
 
 class CSVLog(CSVLogger):
@@ -91,8 +94,9 @@ class WandbLog(WandbLogger):
     """Weights & Biases, offline unless told otherwise; never asks.
 
     Under ``wandb agent`` it is online, as a sweep needs its server. When it is online and the server does not
-    answer within half a minute, or there is no key, the run is logged offline. Where the package wandb is not
-    installed, the command line leaves this logger out and says so.
+    answer within half a minute, or there is no key, the run is logged offline. A server that is lost later is tried
+    again while training goes on; what it has not got two minutes after the end stays on the disk for ``wandb sync``.
+    Where the package wandb is not installed, the command line leaves this logger out and says so.
 
     Args:
         project: name of the project.
@@ -125,6 +129,8 @@ class WandbLog(WandbLogger):
             silent=True,
             init_timeout=INIT_SECONDS,
         )
+        if hasattr(settings, "finish_timeout"):  # not in old versions, which wait for a lost server for ever
+            settings.finish_timeout = FINISH_SECONDS
         folder = save_dir or "."
         names = {"name": name or Path(folder).name, "group": group}
         super().__init__(project=project, save_dir=folder, mode=mode, settings=settings, **names)  # type: ignore[arg-type]
@@ -145,14 +151,43 @@ class WandbLog(WandbLogger):
             self._wandb_init["mode"] = "offline"
             return super().experiment
 
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log, unless the process that Weights & Biases writes with is gone, which ends no training."""
+        import wandb
+
+        try:
+            super().log_metrics(metrics, step)
+        except (wandb.errors.Error, OSError) as error:
+            say_lost(error)
+            self._experiment = wandb.init(mode="disabled")
+
     def finalize(self, status: str) -> None:
         """End the run at Weights & Biases, and wait until all of it is written.
 
         A process of its own writes it. Python waits for that one at exit only where it is this process's child: one
         started before, whose address WANDB_SERVICE tells, would keep the end of the run to itself. A run that failed
-        does not wait for the network, which may be why it failed.
+        does not wait for the network, which may be why it failed, and one that did not waits for two minutes at most.
         """
+        import wandb
+
         super().finalize(status)
-        if self._experiment is not None and (status == "success" or self._wandb_init["mode"] != "online"):
-            self._experiment.finish(exit_code=0 if status == "success" else 1)
-            self._experiment = None
+        run: Any = self._experiment
+        if run is None or (status != "success" and self._wandb_init["mode"] == "online"):
+            return
+        self._experiment = None
+        try:
+            run.finish(exit_code=0 if status == "success" else 1)
+        except (wandb.errors.Error, OSError) as error:
+            say_lost(error)
+        if getattr(run, "_finish_timed_out", False):
+            print(
+                f"laser: Weights & Biases did not take all of this run within {FINISH_SECONDS:.0f} seconds; nothing is "
+                f"lost, hand it over later with wandb sync --include-online {Path(run.dir).parent}",
+                file=sys.stderr,
+            )
+
+
+def say_lost(error: Exception) -> None:
+    """Tell that a run is no longer logged."""
+    reason = (str(error) or type(error).__name__).splitlines()[0]
+    print(f"laser: Weights & Biases was lost ({reason}); this run goes on without it", file=sys.stderr)
