@@ -134,8 +134,9 @@ def test_on_one_host_rows_go_to_all_processes():
 
 
 def test_hosts_must_be_full():
-    with pytest.raises(ValueError, match=r"6 processes do not fill hosts of 4.*multiple of 4"):
-        place(TABLES, Sharding(), 6, 4)
+    with pytest.raises(ValueError, match=r"6 processes do not fill hosts of 4.*multiple of 4.*row_wise"):
+        place(TABLES, Sharding(tables={"a": "table_row_wise"}), 6, 4)
+    assert len(place(TABLES, Sharding(), 6, 4)) == 3
 
 
 @pytest.mark.parametrize("sharding", [Sharding(default="data_parallel"), Sharding(tables={"a": "data_parallel"})])

@@ -69,8 +69,8 @@ def place(
         host_size: processes of each host; ``None``: all are on one.
 
     Raises:
-        ValueError: when a table is unknown, cannot be cut into equal columns of whole 16-byte groups, or the processes
-            do not fill hosts.
+        ValueError: when a table is unknown, cannot be cut into equal columns of whole 16-byte groups, or is to lie on
+            one host and the processes do not fill hosts.
     """
     tables = sorted(tables, key=lambda table: (-table.rows * table.width, table.name))
     if unknown := sorted(sharding.tables.keys() - {table.name for table in tables}):
@@ -79,8 +79,11 @@ def place(
             f"{', '.join(sorted(table.name for table in tables))}"
         )
     host_size = min(host_size or world_size, world_size)
-    if world_size % host_size:
-        raise ValueError(f"{world_size} processes do not fill hosts of {host_size}; give a multiple of {host_size}")
+    if world_size % host_size and "table_row_wise" in sharding.used:
+        raise ValueError(
+            f"{world_size} processes do not fill hosts of {host_size}, which table_row_wise sharding needs; give a "
+            f"multiple of {host_size} processes, or set the sharding to row_wise"
+        )
     groups = {
         "table_wise": [(rank,) for rank in range(world_size)],
         "table_row_wise": [tuple(range(first, first + host_size)) for first in range(0, world_size, host_size)],
