@@ -85,7 +85,8 @@ def test_another_data_set_is_another_run_and_another_place_is_not(plan, content,
 
 
 def test_models_of_a_setting_share_a_data_set(content, write_study_yaml, tmp_path):
-    content["models"]["din"] = {**content["models"]["din"], "options": {"data.path": "at/here"}}
+    din = {**content["models"]["din"], "options": {"data.path": "at/here"}}
+    content["models"] = {**content["models"], "din": din}
     del content["settings"]["far"]["options"]["data.path"]
     content["options"]["data.path"] = "at/there"
     plan = Plan(read_study(write_study_yaml(tmp_path, content)), Store(tmp_path), fingerprint)
