@@ -47,7 +47,7 @@ def finished(tmp_path_factory, tiny, write_study_yaml, start, study):
     killed = start(path, "--out", out, "--jobs", "2")
     wait(lambda: killed.poll() is not None or list((out / "runs").glob("[a-z]*/record.json")))
     assert killed.poll() is None, killed.communicate()
-    assert workers(out)
+    wait(lambda: workers(out), 20)
     os.kill(killed.pid, signal.SIGKILL)
     killed.communicate(timeout=60)
     wait(lambda: not workers(out), 20)
