@@ -11,8 +11,9 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from laser.data.distinct import distinct_ids
+from laser.model.fixed_batch import FILLERS, Room, filled_offsets
 from laser.model.laser import Laser
-from laser.model.recording import FILLERS, RecordedNetwork, Room, filled_offsets
+from laser.model.recording import RecordedNetwork
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 OPTIONS = {
@@ -110,7 +111,7 @@ def test_sizes_are_kept_for_a_resumed_run(schema, make_batch):
     second.room = Room.restored(json.loads(json.dumps(first.room.stored())))
     second(small)
     assert second.room == first.room
-    assert second.batch.age_T.shape == first.batch.age_T.shape
+    assert second.fixed.batch.age_T.shape == first.fixed.batch.age_T.shape
 
 
 def test_nothing_of_an_earlier_batch_is_left(schema, make_batch):
@@ -119,7 +120,7 @@ def test_nothing_of_an_earlier_batch_is_left(schema, make_batch):
     recorded = RecordedNetwork(network, list(parts(network)[1].values()))
     recorded(with_distinct(schema, make_batch(schema, [40, 9], [0, 1])).to(DEVICE))
     recorded(with_distinct(schema, make_batch(schema, [5], [0])).to(DEVICE))
-    fixed = recorded.batch
+    fixed = recorded.fixed.batch
     assert not any(ids[5:].any() for ids in (*fixed.history.values(), fixed.age_T))
     assert not any(ids[1:].any() for ids in (*fixed.target.values(), fixed.row_B))
     there = network.embeddings.numbers_of_ids(fixed)

@@ -17,9 +17,10 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from laser.batch import Batch
 from laser.model.embeddings import initial_rows
+from laser.model.fixed_batch import Room
 from laser.model.output import ModelOutput
 from laser.model.rankmixer import SparseFeedForward
-from laser.model.recording import RecordedNetwork, Room
+from laser.model.recording import RecordedNetwork
 from laser.schema import Schema
 from laser.train.average import Average, WeightAverage
 from laser.train.gate_statistics import GateStatistics
