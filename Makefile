@@ -1,12 +1,14 @@
 # Two commands do all set-up: `make demo` (raw log in, trained and evaluated model out) and `make test`.
 PYTHON ?= python3
-EXTRAS ?= dev
+comma := ,
+# What to install beside the package; without EXTRAS=..., what is installed already stays.
+EXTRAS ?= $(or $(shell cat .venv/.extras 2>/dev/null),dev$(comma)cluster$(comma)serve)
 ACCELERATOR ?= $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 TORCH := 2.13.0
 FBGEMM := 1.8.0
 TORCHREC := 1.8.0
 BIN := .venv/bin
-STAMP := .venv/.installed-$(ACCELERATOR)
+STAMP := .venv/.installed-$(ACCELERATOR)-$(subst $(comma),-,$(EXTRAS))
 RUN := runs/demo
 
 ifeq ($(ACCELERATOR),gpu)
@@ -28,6 +30,7 @@ $(STAMP): pyproject.toml constraints.txt Makefile
 	$(BIN)/python -m pip install -q -c constraints.txt torch==$(TORCH) $(FBGEMM_PACKAGE)
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[$(EXTRAS)]'
 	$(BIN)/python -m pip install -q -c constraints.txt --no-deps torchrec==$(TORCHREC)
+	@echo '$(EXTRAS)' > .venv/.extras
 	@touch $@
 
 demo: env ## prepare the bundled data, train, test and report
