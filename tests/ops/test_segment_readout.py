@@ -82,3 +82,15 @@ def test_mistakes() -> None:
         segment_readout(torch.zeros(2, 3), torch.tensor([0, 2]), -1)
     with pytest.raises(ValueError, match=r"torch\.int64"):
         segment_readout(torch.zeros(2, 3), torch.tensor([0, 2], dtype=torch.int32), 1)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_segments_of_no_sample_have_no_part_in_it(implementation: str, device: torch.device) -> None:
+    """They lie behind the last sample's. Their gradient is 0, not what memory happened to hold."""
+    ours, seg_off = IMPLEMENTATIONS[implementation], offsets([3, 0, 20], device)
+    seg = torch.cat([torch.randn(23, 8), torch.full((5, 8), torch.nan)]).to(device)
+    maximum, newest, row = ours.forward(seg, seg_off, 2)
+    alone = ours.forward(seg[:23], seg_off, 2)
+    assert all(map(torch.equal, (maximum, newest), alone))
+    d_seg = ours.backward(torch.ones_like(maximum), torch.ones_like(newest), row, seg_off, len(seg))
+    assert d_seg[23:].tolist() == [[0.0] * 8] * 5

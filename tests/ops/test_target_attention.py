@@ -124,3 +124,16 @@ def test_mistakes() -> None:
         segment_softmax_attention(query, seg[:, :3], seg_off)
     with pytest.raises(ValueError, match=r"torch\.int64 \[3\]"):
         segment_softmax_attention(query, seg, seg_off[:2])
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_segments_of_no_sample_have_no_part_in_it(implementation: str, device: torch.device) -> None:
+    """They lie behind the last sample's. Their gradient is 0, not what memory happened to hold."""
+    query, seg, seg_off = inputs([3, 0, 20], 16, 2, torch.float32, device)
+    upstream = torch.randn_like(query)
+    alone = by(IMPLEMENTATIONS[implementation], query, seg, seg_off, upstream)
+    pooled, d_query, d_seg = by(
+        IMPLEMENTATIONS[implementation], query, torch.cat([seg, seg.new_full((5, 16), torch.nan)]), seg_off, upstream
+    )
+    assert d_seg[len(seg) :].tolist() == [[0.0] * 16] * 5
+    assert all(map(torch.equal, (pooled, d_query, d_seg[: len(seg)]), alone))
