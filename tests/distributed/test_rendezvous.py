@@ -1,15 +1,20 @@
-"""Processes that start again on a store that outlives them, as torchrun's does."""
+"""Stores of processes that start again, as torchrun's do, and of a single one."""
 
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
 from datetime import timedelta
 
 import pytest
+import torch
 import torch.distributed as dist
+from lightning.fabric.plugins.environments import LightningEnvironment
+
+from laser.train.strategy import TorchRecStrategy
 
 PROCESS = """
 import os, sys, time
@@ -71,3 +76,20 @@ def test_a_process_that_died_while_it_waited_does_not_matter(begin):
     waiting.kill()
     waiting.communicate()
     finish(begin(0, 0), begin(1, 2))
+
+
+def test_a_single_process_needs_no_port(monkeypatch):
+    """Many single processes on one host would compete for ports that were free a moment ago."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+        monkeypatch.setenv("MASTER_PORT", str(taken.getsockname()[1]))
+        strategy = TorchRecStrategy(
+            parallel_devices=[torch.device("cpu")], cluster_environment=LightningEnvironment(), timeout_seconds=20
+        )
+        strategy.setup_distributed()
+        total = torch.ones(1)
+        dist.all_reduce(total)
+        dist.destroy_process_group()
+    assert total.item() == 1

@@ -17,7 +17,6 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from laser.batch import Batch
 from laser.model.embeddings import initial_rows
-from laser.model.fixed_batch import Room
 from laser.model.output import ModelOutput
 from laser.model.rankmixer import SparseFeedForward
 from laser.model.recording import RecordedNetwork
@@ -26,6 +25,7 @@ from laser.train.average import Average, WeightAverage
 from laser.train.gate_statistics import GateStatistics
 from laser.train.metrics import CTRMetrics
 from laser.train.optim import DenseOptimizer, TableOptimizer, build_optimizer, dense_parameters
+from laser.train.recorded_sizes import restore_sizes, stored_sizes
 from laser.train.schedule import Schedule, build_schedule
 from laser.train.sharding import fused_kernels, replicated_tables, sharded_collections
 from laser.train.warm_start import WarmStart
@@ -161,14 +161,12 @@ class CTRModule(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the metrics of the latest validation, and the sizes of the recorded step."""
         checkpoint["validation"] = self.validation
-        checkpoint["recorded"] = None if self.recorded is None else self.recorded.room.stored()
+        checkpoint["recorded_sizes"] = stored_sizes(self.recorded)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore them."""
         self.validation = checkpoint["validation"]
-        room = checkpoint.get("recorded")  # not in checkpoints of before there were recorded steps
-        if self.recorded is not None and room is not None:
-            self.recorded.room = Room.restored(room)
+        restore_sizes(self.recorded, checkpoint.get("recorded_sizes", []))  # older checkpoints have none
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of this process's share of the batch; see ``local_loss``. Logged apart: of the clicks, and auxiliary."""

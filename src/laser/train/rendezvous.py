@@ -26,6 +26,8 @@ def store_outlives_processes() -> bool:
 def store_of_this_start(rank: int, world_size: int, timeout: timedelta) -> dist.Store:
     """The store of the environment's address, with a prefix that all processes of this start have and no other has.
 
+    Of a single process: a store in its own memory.
+
     Args:
         rank: of this process.
         world_size: number of processes; all must call this.
@@ -34,6 +36,8 @@ def store_of_this_start(rank: int, world_size: int, timeout: timedelta) -> dist.
     Raises:
         torch.distributed.DistStoreError: not all processes called this in time.
     """
+    if world_size == 1:
+        return dist.HashStore()
     store, _, _ = next(dist.rendezvous("env://", rank, world_size, timeout=timeout))
     store.set_timeout(timeout)
     number = _number_of_start(store, world_size, timeout) if rank == 0 else _ask_for_number(store, rank)

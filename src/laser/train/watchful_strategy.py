@@ -40,8 +40,12 @@ class WatchfulStrategy(DDPStrategy):
             self.heartbeat = Heartbeat(self.global_rank, self.world_size, lambda: self.module.trainer.global_step)
 
     def setup_distributed(self) -> None:
-        """Start the process group on a store of its own where torchrun's may hold what dead processes wrote."""
-        if store_outlives_processes() and not dist.is_initialized():
+        """Start the process group on a store of its own where it can, and must.
+
+        A single process needs no port, for which many runs on one host would compete. Under torchrun the common store
+        may hold what dead processes wrote.
+        """
+        if not dist.is_initialized() and (self.world_size == 1 or store_outlives_processes()):
             self.set_world_ranks()
             store = store_of_this_start(self.global_rank, self.world_size, self._timeout or default_pg_timeout)
             dist.init_process_group(
