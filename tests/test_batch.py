@@ -58,7 +58,7 @@ def test_map_reaches_every_tensor_and_leaves_the_original(batch):
 
 
 def test_no_field_is_forgotten(batch):
-    """A tensor added to Batch must be named in this test, so that map, to and pin_memory are known to reach it."""
+    """A tensor added to Batch must be named in this test, so that map and to are known to reach it."""
     others = {*DICTS, "step", "global_size", "on_host"}
     assert {field.name for field in fields(Batch)} == {*TENSORS, *others}
 
@@ -74,15 +74,3 @@ def test_to_another_device_and_back(batch):
         assert all(map(torch.equal, again.on_host, (batch.off_U1, batch.history_of_B)))
     same = batch.to(torch.device("cpu"), non_blocking=True)
     assert all(torch.equal(tensor, tensors(batch)[name]) for name, tensor in tensors(same).items())
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="page-locked memory and streams need a GPU")
-def test_pinned_copy_on_a_stream(batch):
-    pinned = batch.pin_memory()
-    assert all(tensor.is_pinned() for tensor in tensors(pinned).values())
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        there = pinned.to("cuda", non_blocking=True)
-    there.record_stream(torch.cuda.current_stream())
-    stream.synchronize()
-    assert all(torch.equal(tensor.cpu(), tensors(batch)[name]) for name, tensor in tensors(there).items())

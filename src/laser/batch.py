@@ -89,10 +89,9 @@ class Batch:
         moved = self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
         return replace(moved, on_host=self.on_host or (self.off_U1, self.history_of_B))
 
-    def pin_memory(self) -> Batch:
-        """Copy to page-locked host memory."""
-        return self.map(Tensor.pin_memory)
-
     def record_stream(self, stream: torch.cuda.Stream) -> None:
         """Tell the caching allocator that ``stream`` uses these tensors."""
-        self.map(lambda tensor: tensor.record_stream(stream) or tensor)
+        memories: dict[int, Tensor] = {}
+        self.map(lambda tensor: memories.setdefault(tensor.untyped_storage().data_ptr(), tensor))
+        for tensor in memories.values():
+            tensor.record_stream(stream)

@@ -6,7 +6,7 @@ import gc
 import shutil
 import threading
 import time
-from dataclasses import fields
+from dataclasses import fields, replace
 from itertools import chain
 from pathlib import Path
 
@@ -285,8 +285,11 @@ def test_bad_arguments(data, options, words):
         loader(data, **options)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="page-locked memory needs a GPU")
-def test_pinned(data):
-    for batch in loader(data, "val", pin_memory=True):
-        assert batch.label_B.is_pinned()
-        assert batch.history["item"].is_pinned()
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU to deliver to")
+@pytest.mark.parametrize("workers", [0, 3])
+def test_batches_on_a_gpu_are_those_of_the_host(data, workers):
+    there = loader(data, workers=workers, device="cuda")
+    for one, other in zip(loader(data, workers=0), there, strict=True):
+        assert other.label_B.is_cuda
+        assert other.on_host is not None
+        assert_equal(one, replace(other.map(torch.Tensor.cpu), on_host=None))

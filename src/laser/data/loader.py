@@ -16,6 +16,7 @@ from laser.data.collate import Collator
 from laser.data.order import Order, balanced_share, history_lengths, permuted, requests
 from laser.data.prepared import PreparedData
 from laser.data.samples import share
+from laser.data.transfer import Sent, Transfer
 
 
 class BatchLoader:
@@ -43,7 +44,7 @@ class BatchLoader:
         workers: threads that prepare batches; 0 prepares each one when it is asked for.
         prefetch: batches prepared ahead by all threads together.
         order: choices of which samples meet, and where.
-        pin_memory: deliver in page-locked memory, for asynchronous copies to a GPU; without one this does nothing.
+        device: where batches are delivered, for the stream that is current where they are taken.
 
     Raises:
         ValueError: when an argument is out of range or the split is empty or unreadable.
@@ -66,7 +67,7 @@ class BatchLoader:
         workers: int = 2,
         prefetch: int = 4,
         order: Order | None = None,
-        pin_memory: bool = False,
+        device: torch.device | str = "cpu",
     ) -> None:
         lowest = {"batch_size": 1, "max_history": 0, "seed": 0, "world_size": 1, "workers": 0, "prefetch": 1}
         values = (batch_size, max_history, seed, world_size, workers, prefetch)
@@ -84,7 +85,7 @@ class BatchLoader:
         self.world_size = world_size
         self.workers = workers
         self.prefetch = prefetch
-        self.pin_memory = pin_memory and torch.cuda.is_available()
+        self.transfer = Transfer(device)
         self.order = order or Order()
         keeps = self.order.balance_events or (shuffle and self.order.group_requests)
         self._request_N = requests(self.samples) if keeps else None
@@ -140,11 +141,11 @@ class BatchLoader:
         batches = self._prefetched(order, start) if self.workers else self._prepared(order, start)
         epoch = self.epoch
         with closing(batches):
-            for position, batch in enumerate(batches, start + 1):
+            for position, sent in enumerate(batches, start + 1):
                 # An iterator that outlives its epoch must not move the position of the new one.
                 if self.epoch == epoch:
                     self._position = position
-                yield batch
+                yield self.transfer.receive(sent)
 
     def _identity(self) -> dict[str, Any]:
         return {
@@ -163,13 +164,12 @@ class BatchLoader:
         together = self._request_N if self.order.group_requests else None
         return permuted(count, self.order, together, np.random.default_rng([self.seed, self.epoch]))
 
-    def _prepare(self, order: np.ndarray, epoch: int, position: int) -> Batch:
+    def _prepare(self, order: np.ndarray, epoch: int, position: int) -> Sent:
         """This process's share of one global batch."""
         rows = order[position * self.batch_size : (position + 1) * self.batch_size]
         mine = rows[self._share(rows)]
         step = epoch * len(self) + position
-        batch = self._collate(self.samples.take(mine), mine, step=step, global_size=len(rows))
-        return batch.pin_memory() if self.pin_memory else batch
+        return self.transfer.send(self._collate(self.samples.take(mine), mine, step=step, global_size=len(rows)))
 
     def _share(self, rows: np.ndarray) -> slice | np.ndarray:
         """Places in a global batch that this process works on."""
@@ -177,12 +177,12 @@ class BatchLoader:
             return share(len(rows), self.rank, self.world_size)
         return balanced_share(self._length_N[rows], self._request_N[rows], self.rank, self.world_size)
 
-    def _prepared(self, order: np.ndarray, start: int) -> Generator[Batch]:
+    def _prepared(self, order: np.ndarray, start: int) -> Generator[Sent]:
         epoch = self.epoch
         return (self._prepare(order, epoch, position) for position in range(start, len(self)))
 
-    def _prefetched(self, order: np.ndarray, start: int) -> Generator[Batch]:
-        epoch, pending = self.epoch, deque[Future[Batch]]()
+    def _prefetched(self, order: np.ndarray, start: int) -> Generator[Sent]:
+        epoch, pending = self.epoch, deque[Future[Sent]]()
         threads = ThreadPoolExecutor(self.workers, thread_name_prefix=f"laser-{self.split}")
         try:
             for position in range(start, len(self)):

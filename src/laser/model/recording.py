@@ -135,7 +135,7 @@ class RecordedNetwork:
         graphs = []
         for work in (self._forward, self._backward):
             graph = torch.cuda.CUDAGraph()
-            # The loader's threads go on allocating page-locked memory meanwhile.
+            # The loader's threads go on allocating memory and copying batches meanwhile, in streams of their own.
             with torch.cuda.graph(graph, pool=self.pool, stream=stream, capture_error_mode="thread_local"):
                 work()
             graphs.append(graph)
