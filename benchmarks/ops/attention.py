@@ -7,7 +7,7 @@ shape on a CPU. Every form goes from events x [B, L, D] (targets where it has th
 projections, as a layer would; forms with "core" are given queries, keys and values. None has a feed-forward network.
 Gradients go to events, target and all weights.
 
-- STA: absorbed query, this project's kernel, then W_V on the pooled segments;
+- STA: absorbed query, this project's kernel, then W_V on the pooled segments; the layout of segments is made before;
 - target attention: softmax over all events with one query a head (SDPA);
 - causal: self-attention over the events (SDPA, FlexAttention);
 - target-aware: candidates after the events, each seeing all events and itself (FlexAttention);
@@ -35,7 +35,8 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.nn.functional import layer_norm, scaled_dot_product_attention, silu
 
-from laser.ops.segmented_attention import segmented_target_attention
+from laser.ops.segmented_attention import segmented_target_attention, tiling
+from laser.ops.segments import SegmentLayout, segment_layout
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from rows import Rows
@@ -131,15 +132,14 @@ def sta(shape: Shape, candidates: int) -> Form:
     U, D, H = shape.B // candidates, shape.D, shape.H
     lengths, history_B = torch.full((U,), shape.L), torch.arange(U).repeat_interleave(candidates)
     off_U1 = offsets(lengths)
-    on_host = off_U1.cpu(), history_B
-    history_B = history_B.to(DEVICE)
+    layout, history_B = laid_out(shape, off_U1, history_B), history_B.to(DEVICE)
     bias_H = torch.full((H,), -2.3, device=DEVICE, requires_grad=True)
 
     def layer(x_ULD: Tensor, target_BD: Tensor, query_DHQ: Tensor, key_DHQ: Tensor, value_HDV: Tensor, bias_H: Tensor):
         query_BHQ = torch.einsum("bd,dhq->bhq", target_BD, query_DHQ) * QUERY_WIDTH**-0.5
         query_BHD = torch.einsum("bhq,dhq->bhd", query_BHQ, key_DHQ)
         x_TD = x_ULD.flatten(0, 1)
-        pooled = segmented_target_attention(x_TD, off_U1, query_BHD, bias_H, history_B, shape.width, on_host=on_host)
+        pooled = segmented_target_attention(x_TD, off_U1, query_BHD, bias_H, history_B, shape.width, layout=layout)
         return torch.einsum("ghd,hdv->ghv", pooled[0], value_HDV).flatten(1)
 
     segments, small = -(-shape.L // shape.width), D * H * QUERY_WIDTH
@@ -149,16 +149,22 @@ def sta(shape: Shape, candidates: int) -> Form:
     return Form(inputs, weights, 2 * small + 2 * shape.L * H * D + segments * D * D, layer, most_parts=1)
 
 
+def laid_out(shape: Shape, off_U1: Tensor, history_B: Tensor) -> SegmentLayout:
+    """Made once, as in training, where one layout serves all layers of a batch."""
+    x_TD = torch.empty(0, shape.D, dtype=shape.dtype, device=DEVICE)
+    tiles = tiling(x_TD, x_TD.new_empty(0, shape.H, shape.D), shape.width)
+    return segment_layout(off_U1.cpu(), history_B, shape.width, tiles, DEVICE)
+
+
 def sta_core(shape: Shape) -> Form:
     """The op alone."""
     off_U1, history_B = offsets(torch.full((shape.B,), shape.L)), torch.arange(shape.B)
-    on_host = off_U1.cpu(), history_B
-    history_B = history_B.to(DEVICE)
+    layout, history_B = laid_out(shape, off_U1, history_B), history_B.to(DEVICE)
     bias_H = torch.full((shape.H,), -2.3, device=DEVICE, requires_grad=True)
 
     def core(x_BLD: Tensor, query_BHD: Tensor, bias_H: Tensor) -> Tensor:
         x_TD = x_BLD.flatten(0, 1)
-        return segmented_target_attention(x_TD, off_U1, query_BHD, bias_H, history_B, shape.width, on_host=on_host)[0]
+        return segmented_target_attention(x_TD, off_U1, query_BHD, bias_H, history_B, shape.width, layout=layout)[0]
 
     inputs = [shape.randn(shape.B, shape.L, shape.D), shape.randn(shape.B, shape.H, shape.D, scale=shape.D**-0.5)]
     return Form(inputs, [bias_H], 2 * shape.L * shape.H * shape.D, core, most_parts=1)
