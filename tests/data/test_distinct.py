@@ -16,10 +16,22 @@ from laser.data.prepared import PreparedData
 def test_equals_numpy(monkeypatch, most_marks, count, rows):
     monkeypatch.setattr(module, "MOST_MARKS", most_marks)
     ids_N = np.random.default_rng(0).integers(0, rows, count)
-    ids_R, place_N = distinct(ids_N, rows)
+    ids_R, place_N = distinct([ids_N], rows)
     assert (ids_R.dtype, place_N.dtype) == (np.int64, np.int32)
     assert np.array_equal(ids_R, np.unique(ids_N))
     assert np.array_equal(ids_R[place_N], ids_N)
+
+
+@pytest.mark.parametrize("most_marks", [0, module.MOST_MARKS])
+def test_parts_of_several_types_are_one_table(monkeypatch, most_marks):
+    monkeypatch.setattr(module, "MOST_MARKS", most_marks)
+    rng = np.random.default_rng(1)
+    types = (np.uint8, np.int64, np.uint16, np.uint32, np.uint64, np.int8)
+    parts = [rng.integers(0, 120, count).astype(kind) for count, kind in zip((50, 0, 9, 3, 7, 1), types, strict=True)]
+    ids_R, place_N = distinct(parts, 200)
+    assert (ids_R.dtype, place_N.dtype) == (np.int64, np.int32)
+    assert ids_R.tolist() == sorted({int(i) for part in parts for i in part})
+    assert ids_R[place_N].tolist() == [int(i) for part in parts for i in part]
 
 
 def test_batches_carry_them(prepared):
