@@ -113,19 +113,50 @@ def _expanded_words(words: np.ndarray, offsets: np.ndarray, columns: int, sizes:
     return total
 
 
+@kernel
+def _expand_all(
+    words: np.ndarray,
+    offsets: np.ndarray,
+    sizes: np.ndarray,
+    columns: int,
+    out: np.ndarray,
+    frames: np.ndarray,
+    frame_words: np.ndarray,
+    planes: np.ndarray,
+) -> int:
+    """``_expand`` for all chunks with cold columns, behind the words in ``out``; returns the cold columns of all."""
+    end, cold = len(words), 0
+    for index in range(len(offsets)):
+        if sizes[index]:
+            top, offsets[index] = offsets[index], end
+            count, end = _expand(words, top, columns, out, end, frames[cold:], frame_words[cold:], planes[cold:])
+            cold += count
+    return cold
+
+
+@kernel
+def _scatter(values: np.ndarray, lengths: np.ndarray, places: np.ndarray, memory: np.ndarray) -> None:
+    """Put runs of bytes where they belong."""
+    first = 0
+    for length, place in zip(lengths, places):
+        memory[place : place + length] = values[first : first + length]
+        first += length
+
+
 def thaw(arena: np.ndarray, offsets: np.ndarray, columns: int) -> np.ndarray:
     """The arena with chunks whose first ``columns`` hold cold ones expanded behind its end; ``offsets`` follow them."""
     sizes = np.empty(len(offsets), np.int64)
     expanded = np.empty(len(arena) + _expanded_words(arena, offsets, columns, sizes) + 2, np.uint64)
     expanded[: len(arena)] = arena
-    frames, frame_words, planes = (np.empty(columns, np.int64) for _ in range(3))
-    decompress, memory, end = zstandard.ZstdDecompressor().decompress, expanded.view(np.uint8), len(arena)
-    for index in np.flatnonzero(sizes):
-        top, offsets[index] = int(offsets[index]), end
-        count, end = _expand(arena, top, columns, expanded, end, frames, frame_words, planes)
-        for frame, words, place in zip(frames[:count], frame_words[:count], planes[:count]):
-            values = decompress(memory[8 * frame : 8 * (frame + words)].tobytes())
-            memory[8 * place : 8 * place + len(values)] = np.frombuffer(values, np.uint8)
+    frames, frame_words, planes = (np.empty(np.count_nonzero(sizes) * columns, np.int64) for _ in range(3))
+    cold = _expand_all(arena, offsets, sizes, columns, expanded, frames, frame_words, planes)
+    if cold:
+        # One call for all frames: one for each would take the interpreter lock, which others want, hundreds of times.
+        places = 8 * np.stack([frames[:cold], frame_words[:cold]], axis=1)
+        packed = zstandard.BufferWithSegments(arena.data.cast("B"), places.tobytes())
+        found: list[Any] = list(zstandard.ZstdDecompressor().multi_decompress_to_buffer(packed))  # type: ignore[arg-type]
+        lengths, values = np.array([len(part) for part in found]), np.frombuffer(b"".join(found), np.uint8)
+        _scatter(values, lengths, 8 * planes[:cold], expanded.view(np.uint8))
     return expanded
 
 
