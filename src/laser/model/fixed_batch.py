@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -62,8 +63,8 @@ class Room:
         rows: dict[str, Tensor],
         shared: bool,
         needed: Callable[[Tensor, Tensor], Capacity],
-    ) -> Room:
-        """These sizes, or larger ones where the batch needs them.
+    ) -> tuple[Room, tuple[Tensor, Tensor]]:
+        """These sizes, or larger ones where the batch needs them, and its offsets and histories filled up to them.
 
         Args:
             batch: with copies of its offsets on the host.
@@ -81,13 +82,14 @@ class Room:
         if any(count > known.get(name, -1) for name, count in counts.items()):
             grown = {name: _grown(count) for name, count in counts.items()}
             room = replace(room, rows={name: max(count, known.get(name, 0)) for name, count in grown.items()})
-        capacity = needed(*filled_offsets(off_U1, history_of_B, samples, room.events))
+        offsets = filled_offsets(off_U1, history_of_B, samples, room.events)
+        capacity = needed(*offsets)
         if room.capacity.cover(capacity) != room.capacity:
             grown_capacity = Capacity(*map(_grown, capacity))
             # Events of all samples are those of the histories where none is shared: exactly, as matches need it.
             exact = grown_capacity if shared else grown_capacity._replace(num_events=room.events)
             room = replace(room, capacity=room.capacity.cover(exact))
-        return replace(room, samples=samples, shared=shared)
+        return replace(room, samples=samples, shared=shared), offsets
 
 
 def filled_offsets(off_U1: Tensor, history_of_B: Tensor, samples: int, events: int) -> tuple[Tensor, Tensor]:
@@ -98,13 +100,14 @@ def filled_offsets(off_U1: Tensor, history_of_B: Tensor, samples: int, events: i
     histories, present = len(off_U1) - 1, len(history_of_B)
     total = int(off_U1[-1])
     surplus = events - total
-    off = torch.full((samples + FILLERS + 1,), total, dtype=torch.int64)
-    off[: histories + 1] = off_U1
-    off[samples + 1 :] += torch.arange(1, FILLERS + 1) * surplus // FILLERS
-    history = torch.arange(samples + FILLERS)
-    history[:present] = history_of_B
-    history[present:samples] = histories + torch.arange(samples - present)
-    return off, history
+    # By numpy, whose calls take a fifth of the time of torch's.
+    off = np.full(samples + FILLERS + 1, total, np.int64)
+    off[: histories + 1] = off_U1.numpy()
+    off[samples + 1 :] += np.arange(1, FILLERS + 1) * surplus // FILLERS
+    history = np.arange(samples + FILLERS)
+    history[:present] = history_of_B.numpy()
+    history[present:samples] = np.arange(histories, histories + samples - present)
+    return torch.from_numpy(off), torch.from_numpy(history)
 
 
 class Staging:

@@ -14,11 +14,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from laser.batch import Batch
-from laser.model.fixed_batch import FILLERS, FixedBatch, Room, filled_offsets, on_host
+from laser.model.fixed_batch import FILLERS, FixedBatch, Room, on_host
 from laser.model.output import ModelOutput
 from laser.model.prepared import Prepared
 from laser.ops.segments import capacity_needed, segment_layout
@@ -67,13 +68,12 @@ class RecordedNetwork:
     def _take_in(self, batch: Batch, rows: dict[str, Tensor]) -> None:
         """Copy a batch to where the recorded step looks for it; record the step if there is none for its size."""
         network, device = self.network, batch.label_B.device
-        off_U1, history_of_B = on_host(batch)
+        _, history_of_B = on_host(batch)
         dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else torch.float32
         shared = self.room.shared or _is_shared(history_of_B)
         tiles = network.sta.tiling(device, dtype)(shared)
         width = network.segment_width
-        self.room = self.room.enough(batch, rows, shared, lambda o, h: capacity_needed(o, h, width, tiles))
-        offsets = filled_offsets(off_U1, history_of_B, self.room.samples, self.room.events)
+        self.room, offsets = self.room.enough(batch, rows, shared, lambda o, h: capacity_needed(o, h, width, tiles))
         layout = segment_layout(*offsets, width, lambda _: tiles, capacity=self.room.capacity)
         addresses = [parameter.data_ptr() for parameter in self.parameters]
         new = self.fixed is None or self.fixed.room != self.room or addresses != self.addresses
@@ -164,4 +164,4 @@ class _Replay(torch.autograd.Function):
 
 
 def _is_shared(history_of_B: Tensor) -> bool:
-    return int(torch.bincount(history_of_B).max()) > 1
+    return int(np.bincount(history_of_B.numpy()).max()) > 1

@@ -151,7 +151,7 @@ def segment_layout(
     forward, backward = _tiles(length, tiles.forward_events), _tiles(length, tiles.backward_events)
     pair_off = offsets(np.diff(backward[0])[history] * steps)
     seg_off, event_off = offsets(-(-length // width)[history]), offsets(length[history])
-    order = np.argsort(history, kind="stable")
+    order = _order(history, samples)
     sizes = Sizes(width, int(seg_off[-1]), int(event_off[-1]), most_samples, int(pair_off[-1]))
     if capacity is not None:
         needed = Capacity(*sizes[1:3], len(forward[1]), len(backward[1]), sizes.num_pairs - len(backward[1]) * steps)
@@ -160,7 +160,7 @@ def segment_layout(
         num_pairs = capacity.extra_pairs + capacity.backward_tiles * steps
         sizes = Sizes(width, capacity.num_segments, capacity.num_events, 1 + tiles.shared, num_pairs, spare=1)
         forward, backward = (
-            (tile_off, np.pad(tile, (0, count - len(tile)), constant_values=len(length) - 1))
+            (tile_off, np.append(tile, np.full(count - len(tile), len(length) - 1)))
             for (tile_off, tile), count in ((forward, capacity.forward_tiles), (backward, capacity.backward_tiles))
         )
     parts = [off, history, seg_off, event_off, order, offsets(samples), *forward, *backward, pair_off]
@@ -185,6 +185,15 @@ def offsets(count: np.ndarray) -> np.ndarray:
     found = np.zeros(len(count) + 1, np.int64)
     np.cumsum(count, out=found[1:])
     return found
+
+
+def _order(history_of_B: np.ndarray, samples_U: np.ndarray) -> np.ndarray:
+    """Samples by history, those of one history in their order."""
+    if len(samples_U) == len(history_of_B) and samples_U.max(initial=0) <= 1:
+        order = np.empty_like(history_of_B)
+        order[history_of_B] = np.arange(len(order))
+        return order
+    return np.argsort(history_of_B, kind="stable")
 
 
 def _tiles(length: np.ndarray, events: int) -> tuple[np.ndarray, np.ndarray]:
