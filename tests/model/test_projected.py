@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from laser.model import sta as sta_module
 from laser.model.projected import projected_segments, regime_of
 from laser.model.sta import SegmentedTargetAttention
 
@@ -17,7 +18,7 @@ def inputs(dtype: torch.dtype):
     off_U1 = torch.tensor([0, *LENGTHS]).cumsum(0)
     x_TD = torch.randn(int(off_U1[-1]), 16, dtype=dtype, requires_grad=True)
     target_BD = torch.randn(len(SAMPLES), 16, dtype=dtype, requires_grad=True)
-    sta = SegmentedTargetAttention(16, query_width=4, ffn_multiple=0, layer_norm=False).to(dtype)
+    sta = SegmentedTargetAttention(16, query_width=4, ffn_multiple=0, layer_norm=False, regime="absorbed").to(dtype)
     return sta, x_TD, off_U1, target_BD, torch.tensor(SAMPLES)
 
 
@@ -57,3 +58,47 @@ def test_the_regime_follows_the_candidates_of_a_history(candidates, expected):
     x_TD = torch.zeros(2000, 128)
     assert regime_of(sta.heads, x_TD, off_U1, history_of_B, 10) == expected
     assert regime_of(sta.heads, x_TD, off_U1, history_of_B, 10, override="absorbed") == "absorbed"
+
+
+FORMS = ("absorbed", "projected")
+
+
+@pytest.mark.parametrize("pooling", ["sum", "mean"])
+def test_either_form_gives_the_same_segments_and_gradients(pooling):
+    _, x_TD, off_U1, target_BD, history_of_B = inputs(torch.float64)
+    found = {}
+    for form in FORMS:
+        torch.manual_seed(1)
+        sta = SegmentedTargetAttention(16, query_width=4, pooling=pooling, regime=form).double()
+        segment_GD, seg_off_B1, gates = sta(x_TD, off_U1, target_BD, history_of_B)
+        assert gates is None
+        weight_GD = torch.randn(segment_GD.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+        gradients = torch.autograd.grad((segment_GD * weight_GD).sum(), [x_TD, target_BD, *sta.parameters()])
+        found[form] = [segment_GD, seg_off_B1, *gradients]
+    for ours, theirs in zip(*found.values(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("candidates", "options", "asked", "projections"),
+    [
+        (1, {}, {}, 0),
+        (16, {}, {}, 1),
+        (16, {"regime": "absorbed"}, {}, 0),
+        (1, {"regime": "projected"}, {}, 1),
+        (16, {"gate": "softmax"}, {}, 0),
+        (16, {"rank_bias": True}, {}, 0),
+        (16, {"regime": "projected"}, {"return_gates": True}, 0),
+    ],
+    ids=str,
+)
+def test_training_takes_the_cheaper_form_unless_it_is_told(candidates, options, asked, projections, monkeypatch):
+    calls = []
+    real = sta_module.projected_segments
+    monkeypatch.setattr(sta_module, "projected_segments", lambda *a, **o: calls.append(1) or real(*a, **o))
+    torch.manual_seed(0)
+    off_U1, history_of_B = torch.tensor([0, 200, 400]), torch.arange(2).repeat(candidates)
+    sta = SegmentedTargetAttention(128, **options)
+    _, _, gates = sta(torch.randn(400, 128), off_U1, torch.randn(2 * candidates, 128), history_of_B, **asked)
+    assert len(calls) == projections
+    assert (gates is not None) == bool(asked)

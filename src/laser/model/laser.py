@@ -17,6 +17,7 @@ from laser.model.rankmixer import SparseFeedForward
 from laser.model.recency import Recency, SegmentRecency
 from laser.model.sequence_model import Head, SequenceModel
 from laser.model.sta import Gate, Pooling, SegmentedTargetAttention
+from laser.ops.segmented_attention.regime import Regime
 from laser.schema import Schema
 
 
@@ -47,6 +48,8 @@ class Laser(SequenceModel):
         match_newest: newest matching events that are averaged.
         match_gate: gates also know which of those events match, by a learned weight per pair and head.
         gate_rank_bias: the bias of the gates has a learned slope in log(1 + rank from the newest event).
+        regime: form of the segmented attention, the same function either way: "absorbed" or "projected"; null takes the
+            cheaper for each batch.
         head: network over the tokens: "rankmixer" (paper), or "tokenmixer_large", "dcnv2" or "final_mlp", which take
             the options of the mixer for their own sizes.
         mixer_tokens: tokens of the head; must divide mixer_width where tokens are mixed.
@@ -91,6 +94,7 @@ class Laser(SequenceModel):
         match_newest: int = 16,
         match_gate: bool = False,
         gate_rank_bias: bool = False,
+        regime: Regime | None = None,
         head: Head = "rankmixer",
         mixer_tokens: int = 16,
         mixer_width: int = 256,
@@ -135,6 +139,7 @@ class Laser(SequenceModel):
             rank_bias=gate_rank_bias,
             match_pairs=len(self.matched.pairs) if match_gate else 0,
             match_newest=match_newest,
+            regime=regime,
         )
         segment_ranks = -(-recency_ranks // segment_width)
         self.segment_recency = None

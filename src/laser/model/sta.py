@@ -6,7 +6,8 @@ For target t, events x_j and heads h, with K = X W_K and V = X W_V::
     z_n  = concat_h sum_{j in segment n} a_jh x_j W_V^h
     s_n  = LN( z_n + FFN(z_n) )
 
-computed in the folded form of ``laser.model.folded``.
+computed in the folded form of ``laser.model.folded``, or, where many samples share a history and that is cheaper, with
+keys and values projected once per history (``laser.model.projected``).
 
 Legend of shape suffixes: B samples; U distinct histories; T history events, packed; E events counted once per sample
 that sees them; G segments, packed per sample, oldest first; H heads; D width.
@@ -27,9 +28,11 @@ from laser.model.folded import FoldedHeads
 from laser.model.match_gate import MatchGate, corrected_gates
 from laser.model.matching import Matches
 from laser.model.output import Gates
+from laser.model.projected import projected_segments, regime_of
 from laser.model.recency import owner, rank_from_newest
 from laser.model.segment_softmax import segmented_softmax_attention
 from laser.ops.segmented_attention import segmented_target_attention, tiling
+from laser.ops.segmented_attention.regime import Regime
 from laser.ops.segments import SegmentLayout, Tiling
 
 Gate = Literal["sigmoid", "softmax"]
@@ -55,6 +58,9 @@ class SegmentedTargetAttention(nn.Module):
             newest event) (not in the paper).
         match_pairs: pairs of fields whose equality is part of the score; see ``laser.model.match_gate``.
         match_newest: newest matches that it looks at.
+        regime: "absorbed" or "projected" fixes the form; ``None`` takes the cheaper for each batch, by rates that were
+            measured (``laser.ops.segmented_attention.regime``). Gates, softmax, matches, a slope or a layout that is
+            made before need the absorbed form, and get it.
 
     Raises:
         ValueError: when the segment width is not positive, or softmax is to know of matches.
@@ -76,8 +82,10 @@ class SegmentedTargetAttention(nn.Module):
         rank_bias: bool = False,
         match_pairs: int = 0,
         match_newest: int = 16,
+        regime: Regime | None = None,
     ) -> None:
         super().__init__()
+        self.regime = regime
         if segment_width < 1:
             raise ValueError(f"segment_width is {segment_width}; a segment holds at least 1 event")
         self.segment_width, self.gate, self.pooling = segment_width, gate, pooling
@@ -120,6 +128,11 @@ class SegmentedTargetAttention(nn.Module):
         Returns:
             segment_GD, seg_off_B1 (int64 offsets of the samples in it), and the gates or ``None``.
         """
+        if self._projects(x_TD, off_U1, history_of_B, on_host, needs_absorbed=return_gates or layout is not None):
+            z_GD, seg_off_B1 = projected_segments(
+                self.heads, self.bias_H, x_TD, off_U1, target_BD, history_of_B, self.segment_width, on_host=on_host
+            )
+            return self._finished(z_GD, off_U1, history_of_B, seg_off_B1), seg_off_B1, None
         # Scores and gates stay in float32 under autocast: a gate of a long history is a small difference.
         with torch.autocast(x_TD.device.type, enabled=False):
             query_BHD = self.heads.query(target_BD.to(self.heads.query_HDQ.dtype))
@@ -134,10 +147,30 @@ class SegmentedTargetAttention(nn.Module):
                 if gates is not None:
                     gates = replace(gates, gate_EH=corrected_gates(gates.gate_EH, correction))
             pooled_GHD = pooled_GHD[..., : target_BD.shape[1]]  # the rank was for the scores alone
-        if self.pooling == "mean":
-            pooled_GHD = pooled_GHD / self._sizes(off_U1, history_of_B, seg_off_B1, pooled_GHD)[:, None, None]
         z_GD = self.heads.value(pooled_GHD)
-        return self.norm(z_GD if self.ffn is None else z_GD + self.ffn(z_GD)), seg_off_B1, gates
+        return self._finished(z_GD, off_U1, history_of_B, seg_off_B1), seg_off_B1, gates
+
+    def _projects(
+        self,
+        x_TD: Tensor,
+        off_U1: Tensor,
+        history_of_B: Tensor,
+        on_host: tuple[Tensor, Tensor] | None,
+        *,
+        needs_absorbed: bool,
+    ) -> bool:
+        """Whether keys and values are projected."""
+        plain = self.gate == "sigmoid" and self.slope_H is None and self.match is None
+        if not plain or needs_absorbed or self.regime == "absorbed":
+            return False
+        options = {"on_host": on_host, "override": self.regime}
+        return regime_of(self.heads, x_TD, off_U1, history_of_B, self.segment_width, **options) == "projected"
+
+    def _finished(self, z_GD: Tensor, off_U1: Tensor, history_of_B: Tensor, seg_off_B1: Tensor) -> Tensor:
+        """Segments of gated sums."""
+        if self.pooling == "mean":
+            z_GD = z_GD / self._sizes(off_U1, history_of_B, seg_off_B1, z_GD)[:, None]
+        return self.norm(z_GD if self.ffn is None else z_GD + self.ffn(z_GD))
 
     def _pool(
         self,
@@ -185,9 +218,9 @@ class SegmentedTargetAttention(nn.Module):
         slope_BH1 = slope_H.to(query_BHD.dtype).expand(query_BHD.shape[0], -1)[..., None]
         return x_TD, torch.cat([query_BHD, slope_BH1], dim=2)
 
-    def _sizes(self, off_U1: Tensor, history_of_B: Tensor, seg_off_B1: Tensor, like_GHD: Tensor) -> Tensor:
+    def _sizes(self, off_U1: Tensor, history_of_B: Tensor, seg_off_B1: Tensor, like_GD: Tensor) -> Tensor:
         """Events in each segment: all of them full, but for the oldest of a sample."""
-        sample_G = owner(seg_off_B1, like_GHD.shape[0])
+        sample_G = owner(seg_off_B1, like_GD.shape[0])
         newer_G = rank_from_newest(seg_off_B1, sample_G) * self.segment_width
         length_G = off_U1.diff()[history_of_B][sample_G]
-        return (length_G - newer_G).clamp(max=self.segment_width).to(like_GHD.dtype)
+        return (length_G - newer_G).clamp(max=self.segment_width).to(like_GD.dtype)
