@@ -1,6 +1,8 @@
 #!/bin/sh
 # Slurm: one torchrun a host. A host that is lost ends the job, which Slurm queues again; it goes on from the last checkpoint.
 #   sbatch --nodes 8 conf/launch/slurm.sh conf/mine.yaml [any option of laser fit]
+# Before the script: sbatch's own options for other hosts than these, such as --gpus-per-node 4 --cpus-per-task 32.
+# trainer.default_root_dir must lie on a file system that all hosts share.
 #SBATCH --job-name=laser
 #SBATCH --ntasks-per-node=1
 #SBATCH --gpus-per-node=8
@@ -11,6 +13,8 @@
 set -eu
 recipe=$1
 shift
+# A mistake in the recipe ends here. Later it would count as a failure, and be tried again.
+python -m laser.cli fit -c "$recipe" "$@" --print_config > /dev/null
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 gpus=${SLURM_GPUS_ON_NODE:-8}
 # `|| scontrol requeue` also after a failure that Slurm does not take for one of the host's.

@@ -5,6 +5,8 @@
 set -eu
 address=$1 hosts=$2 processes=$3 recipe=$4
 shift 4
+# A mistake in the recipe ends here. Later it would count as a failure, and be tried again.
+python -m laser.cli fit -c "$recipe" "$@" --print_config > /dev/null
 exec torchrun --nnodes "$hosts" --nproc_per_node "$processes" --rdzv_backend c10d --rdzv_endpoint "$address" \
   --rdzv_id laser --max_restarts 3 -m laser.cli fit -c "$recipe" \
   --trainer.devices "$processes" --trainer.num_nodes "$hosts" --ckpt_path auto "$@"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from random import Random
 
@@ -18,6 +21,7 @@ from laser.train.checkpoint import read_facts
 LAUNCH = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "LASER_SAID", "PL_GLOBAL_SEED")
 LASER = [sys.executable, "-m", "laser.cli"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+SCRIPT = Path(__file__).parents[2] / "conf" / "launch" / "torchrun_hosts.sh"
 KILLS = int(os.environ.get("SOAK_KILLS", "12"))
 """Of the soak test; a shorter one says less."""
 RECIPE = """
@@ -44,14 +48,16 @@ trainer:
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory, prepared: Path) -> Callable[..., subprocess.Popen]:
-    """``start(launcher, run, epochs, *options)`` begins to train on two processes."""
+    """``start(launcher, run, epochs, *options)`` begins to train on two processes; scripts say how they resume."""
     recipe = tmp_path_factory.mktemp("recipe") / "recipe.yaml"
     recipe.write_text(RECIPE)
 
     def begin(launcher: list[str], run: Path, epochs: int, *options: str) -> subprocess.Popen:
         kept = {name: value for name, value in os.environ.items() if name not in LAUNCH}
         environment = kept | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-        arguments = ["fit", "-c", str(recipe), "--data.path", str(prepared), "--ckpt_path", "auto"]
+        environment["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        arguments = [str(recipe)] if launcher[0] == "sh" else ["fit", "-c", str(recipe), "--ckpt_path", "auto"]
+        arguments += ["--data.path", str(prepared)]
         arguments += ["--trainer.default_root_dir", str(run), "--trainer.max_epochs", str(epochs)]
         return subprocess.Popen([*launcher, *arguments, *options], stderr=subprocess.PIPE, text=True, env=environment)
 
@@ -148,6 +154,7 @@ class Faulty(Callback):
 def undisturbed(start, tmp_path_factory) -> Callable[[int], Path]:
     """Folder of a run that nothing happened to."""
 
+    @cache
     def finish(epochs: int) -> Path:
         run = tmp_path_factory.mktemp("undisturbed")
         process = start(LASER, run, epochs)
@@ -174,6 +181,40 @@ def test_torchrun_restarts_to_the_same_numbers(start, tmp_path, undisturbed):
     errors = process.communicate(timeout=200)[1]
     assert process.returncode == 0, errors[-3000:]
     check_same(tmp_path, undisturbed(12))
+
+
+def two_hosts(start, run: Path, epochs: int) -> list[subprocess.Popen]:
+    """Two agents of torchrun stand for two hosts, of one process each."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+    return [start(["sh", str(SCRIPT), address, "2", "1"], run, epochs) for _ in range(2)]
+
+
+def test_the_script_for_hosts_trains_on_two(start, tmp_path):
+    for host in two_hosts(start, tmp_path, 1):
+        errors = host.communicate(timeout=200)[1]
+        assert host.returncode == 0, errors[-3000:]
+    assert len(json.loads((tmp_path / "ranks.json").read_text())["ranks"]) == 2
+    assert steps_saved(tmp_path) == 8
+
+
+@pytest.mark.soak
+def test_hosts_restart_to_the_same_numbers(start, tmp_path, undisturbed):
+    """A rank of one host is killed: both hosts restart, and end as one host does undisturbed."""
+    hosts = two_hosts(start, tmp_path, 12)
+    wait_for(lambda: steps_saved(tmp_path) >= 12, hosts[0])
+    os.kill(trainers(hosts[1])[0], signal.SIGKILL)
+    for host in hosts:
+        errors = host.communicate(timeout=200)[1]
+        assert host.returncode == 0, errors[-3000:]
+    check_same(tmp_path, undisturbed(12))
+
+
+def test_a_mistake_is_not_tried_again(start, tmp_path):
+    process = start(["sh", str(SCRIPT), "127.0.0.1:1", "2", "1"], tmp_path, 12, "--trainer.max_epoch", "3")
+    errors = process.communicate(timeout=100)[1]
+    assert (process.returncode, errors) == (2, "laser fit: unrecognized arguments: --trainer.max_epoch 3\n")
 
 
 @pytest.mark.soak

@@ -267,6 +267,8 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     warnings.filterwarnings("ignore", message="LightningCLI.s args parameter")
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # said in our words
+    # Where Slurm is installed one may also train without it, and conf/launch/slurm.sh gives torchrun to srun.
+    warnings.filterwarnings("ignore", message="The .srun. command is available on your system but is not used")
     # CSVLog has dealt with the only file of the folder that Lightning's writer touches.
     warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
     # Our metrics are already exact over all processes.
