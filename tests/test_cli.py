@@ -8,10 +8,14 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import google_crc32c
 import pytest
+from lightning.fabric.plugins.environments import SLURMEnvironment
+
+from laser.train.command_line import quieten
 
 LASER = str(Path(sys.executable).with_name("laser"))
 RECIPE = str(Path(__file__).parents[1] / "conf" / "demo.yaml")
@@ -357,6 +361,15 @@ def test_doctor_finds_everything_well():
         assert f"ok   {line}" in done.stdout
 
 
+def test_where_slurm_is_installed_nothing_is_said_of_it(tmp_path, monkeypatch):
+    (tmp_path / "srun").touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with warnings.catch_warnings(record=True) as said:
+        quieten()
+        SLURMEnvironment._validate_srun_used()
+    assert not said
+
+
 def test_plan_for_a_cluster_that_is_not_there(small):
     huge = ("--cluster.processes", "64", "--cluster.rows.item", "20000000000")
     fits = laser("plan", *small, *huge, "--cluster.memory_gb", "1000")
@@ -366,6 +379,9 @@ def test_plan_for_a_cluster_that_is_not_there(small):
     short = laser("plan", *small, *huge, "--cluster.memory_gb", "1")
     assert short.returncode == 1
     assert "DOES NOT FIT" in short.stdout
+    few = laser("plan", *small, "--cluster.processes", "2", "--cluster.rows.item", "3", "--data.batch_size", "1000")
+    table = next(line for line in few.stdout.splitlines() if line.startswith("item "))
+    assert table.split()[-1] == "6"  # each process looks up each row once
     unknown = laser("plan", *small, "--cluster.rows.items", "5")
     assert unknown.returncode == 2
     assert "cluster.rows names 'items'" in unknown.stderr

@@ -1,8 +1,8 @@
 """``laser plan``: what each process of a cluster would hold and exchange, without training and without the cluster.
 
-An estimate by counting: every look-up is counted, though a process looks up and exchanges each id of its share once
-(``Cluster.distinct`` is for that), every history as its own, and of the bytes only those of the tables. Not modelled:
-skew of ids over rows, latency, overlap with the dense part.
+An estimate by counting. A process looks up and exchanges each id of its share once: of a table never more than its
+rows; ``Cluster.distinct`` tells how often ids of larger ones repeat. Every history counts as its own, and of the bytes
+only those of the tables. Not modelled: skew of ids over rows, latency, overlap with the dense part.
 
 For N processes in hosts of L, n ids of a table in a step (all processes together), width W, rows handed on in float32:
 
@@ -252,5 +252,7 @@ def plan_of(
     path = Path(data.path)
     schema = Schema.load(path / "schema.json")
     each = ids_per_sample(schema, mean_history(path, data.max_history))
-    ids = {name: count * data.batch_size * cluster.distinct for name, count in each.items()}
-    return plan(table_sizes(schema, cluster.rows), sharding, table_optimizer, ids, cluster, storage)
+    sizes = table_sizes(schema, cluster.rows)
+    looked_up = {size.name: each[size.name] * data.batch_size * cluster.distinct for size in sizes}
+    ids = {size.name: min(looked_up[size.name], float(size.rows * cluster.processes)) for size in sizes}
+    return plan(sizes, sharding, table_optimizer, ids, cluster, storage)
