@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from laser.cli import main
+from laser.study.commands import make_plans
 from laser.study.design import read_study
 from laser.study.progress import Durations, Plan
 from laser.study.runner import last_line
@@ -192,6 +193,27 @@ def test_only_some_models_may_be_run(tuned):
     plan = Plan(tuned.study, tuned.store, tuned.data, models=frozenset({"din"}))
     assert {step.run.model for step in plan.due()} == {"din"}
     assert plan.total == tuned.total
+
+
+def test_a_model_need_only_be_in_one_of_the_studies(tiny, tuned, write_study_yaml, tmp_path):
+    other = read_study(write_study_yaml(tmp_path, {**tiny, "name": "other", "models": {"laser": {}, "alone": {}}}))
+    both = make_plans([tuned.study, other], tuned.store, "alone,din")
+    assert [{step.run.model for step in plan.due()} for plan in both] == [{"din"}, {"alone"}]
+    assert make_plans([tuned.study, other], tuned.store, "alone")[0].due() == []
+    assert {step.run.model for step in make_plans([other], tuned.store)[0].due()} == {"laser", "alone"}
+    with pytest.raises(ValueError, match=r"'dim', study .* has laser, din; study other has laser, alone"):
+        make_plans([tuned.study, other], tuned.store, "din,dim")
+
+
+def test_the_next_call_runs_again_what_failed(tuned):
+    step = tuned.due()[0]
+    log = tuned.store.work(step.key) / "log.txt"
+    log.parent.mkdir(parents=True)
+    log.write_text("torch.OutOfMemoryError: CUDA out of memory")
+    tuned.store.keep_failure(step.key, {"exit_code": 1})
+    tuned.failed.add(step.key)
+    assert step not in tuned.due()
+    assert step in Plan(tuned.study, Store(tuned.store.path), tuned.data).due()
 
 
 def test_a_failed_trial_is_not_chosen(tuned):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import tarfile
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from laser.study import figures
 from laser.study.conclusions import against, differences_table, quality_table, selection, trials, trials_table
 from laser.study.reading import COLUMNS, ModelRuns, PackedRun, read_runs, read_study
 
-COMMITTED = Path(__file__).parents[2] / "benchmarks/results/assistments2017_study_h100_2026-11-24"
+COMMITTED = Path(__file__).parents[2] / "benchmarks/results/assistments2017_study_h100_2026-11-25"
 
 
 def model(name: str, auc: dict[int, float], validation: dict[int, float] | None = None, macs: int = 10**6) -> ModelRuns:
@@ -42,15 +43,25 @@ def packed() -> list[PackedRun]:
 def test_says_what_the_study_s_own_report_says(committed: list[ModelRuns], packed: list[PackedRun]) -> None:
     report = (COMMITTED / "study.md").read_text()
     by_name = {one.name: one for one in against(committed, "LASER")}
-    assert f"{by_name['LASER, matched events'].p:.3f}" == "0.018"  # p over seeds, not corrected
-    assert f"{by_name['DIN'].p:.3f}" == "0.061"
-    for one in trials(packed, committed):
-        if one.label != "din_matched":
+    assert f"{by_name['LASER, matched events'].p:.3f}" == "0.002"  # p over seeds, not corrected
+    assert f"{by_name['DIN'].p:.3f}" == "0.009"
+    assert f" DIN | auc | +0.0030 [+0.0007, +0.0054] | 0.037 | {by_name['DIN'].p:.3f} | " in report
+    found = trials(packed, committed)
+    for one in found:
+        if one.label != "transformer":
             said = f"| {one.label} | {one.name.replace('rate', 'rates')} | {one.validation_auc:.4f} | "
-            assert said + ("x |" if one.chosen else " |") in report
-    assert [one.tested for one in trials(packed, committed) if one.chosen] == [True] * 4 + [False]
-    assert quality_table(committed, 5).rows[0][1:3] == ("4 of 5", "0.7925 [0.7898, 0.7953]")
-    assert sum(one.tested for one in packed) == sum(len(one.seeds) for one in committed)
+            assert said + ("x |" if one.chosen else " |") in re.sub(r"(0\.\d{4}) \| 0\.\d{4} \| ", r"\1 | ", report)
+    assert [one.tested for one in found if one.chosen] == [True] * 6 + [False]
+    assert quality_table(committed, 5).rows[0][1:3] == ("5 of 5", "0.7923 [0.7904, 0.7943]")
+    chosen = {(one.model, one.trial) for one in committed}
+    assert sum(one.tested and (one.model, one.trial) in chosen for one in packed) == 30
+
+
+def test_the_ablations_beside_it_are_read_as_well(packed: list[PackedRun]) -> None:
+    components = read_study(COMMITTED / "components_study.parquet")
+    assert [len(one.seeds) for one in components] == [5, 4, 4, 5, 5, 5]
+    chosen = {(one.model, one.trial) for one in components}
+    assert sum(one.tested and (one.model, one.trial) in chosen for one in packed) == 28
 
 
 def test_differences_are_paired_by_seed_and_corrected() -> None:
@@ -108,7 +119,7 @@ def test_figures_name_their_axes(committed: list[ModelRuns], packed: list[Packed
         (axes,) = figure.axes
         assert axes.get_xlabel()
         assert axes.get_ylabel() or len(axes.get_yticklabels())
-    assert len(drawn[4].axes[0].lines) == 13
+    assert len(drawn[4].axes[0].lines) == 30  # not those of a trial that was tested before a better one was there
     costs = drawn[2].axes[0].get_legend_handles_labels()[1]
     assert "SIM: 0.25" in costs
 

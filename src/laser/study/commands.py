@@ -88,14 +88,17 @@ def make_plans(studies: list[Study], store: Store, models: str | None = None) ->
     Args:
         studies: the studies.
         store: where results lie.
-        models: names of those to run, separated by commas; None means all.
+        models: names of those to run, separated by commas; None means all. A study runs those that it has.
+
+    Raises:
+        ValueError: when a name is of no study's model, or a data set is missing.
     """
     wanted = frozenset(filter(None, (models or "").split(",")))
-    for study in studies:
-        if unknown := sorted(wanted - set(study.models)):
-            raise ValueError(f"--models names {unknown[0]!r}, study {study.name} has {', '.join(study.models)}")
+    if unknown := sorted(wanted - {model for study in studies for model in study.models}):
+        have = "; ".join(f"study {study.name} has {', '.join(study.models)}" for study in studies)
+        raise ValueError(f"--models names {unknown[0]!r}, {have}")
     known = cache(fingerprint)
-    plans = [Plan(study, store, known, models=wanted) for study in studies]
+    plans = [Plan(study, store, known, models=wanted & study.models.keys() if wanted else None) for study in studies]
     for plan in plans:
         plan.data_sets()
     return plans

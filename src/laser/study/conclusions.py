@@ -16,6 +16,7 @@ import numpy as np
 
 from laser.report.table import Table
 from laser.study.reading import ModelRuns, PackedRun
+from laser.study.runs import ELSEWHERE
 from laser.study.statistics import Mean, holm, mean_over_seeds, paired_t
 
 UNITS = {"auc": "AUC", "gauc": "GAUC", "log_loss": "log-loss"}
@@ -212,8 +213,8 @@ def _trials_of(pair: tuple[str, str], label: str, by_trial: dict[int, list[Packe
 
 
 def _names(options: dict[int, dict[str, object]]) -> dict[int, str]:
-    """What differs between the trials, each option by the last part of its name."""
-    keys = dict.fromkeys(key for own in options.values() for key in own)
+    """What differs between the trials, by the last part of an option's name; not what makes no other run."""
+    keys = dict.fromkeys(key for own in options.values() for key in own if key not in ELSEWHERE)
     differing = [key for key in keys if len({str(own.get(key)) for own in options.values()}) > 1]
     return {
         trial: ", ".join(dict.fromkeys(f"{key.split('.')[-1].replace('_', ' ')} {own.get(key)}" for key in differing))

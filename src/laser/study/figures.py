@@ -113,16 +113,15 @@ def validation_against_test(models: Sequence[ModelRuns], found: Selection) -> Fi
 
 
 def learning_curves(models: Sequence[ModelRuns], runs: Sequence[PackedRun]) -> Figure:
-    """Validation AUC by step of the tested runs, a line for each seed.
+    """Validation AUC by step of the runs that are reported, a line for each seed.
 
     Raises:
         ValueError: when the runs have no such curve.
     """
     figure, axes = _axes(8, 4.8)
     for index, one in enumerate(models):
-        own = [
-            r for r in runs if (r.model, r.setting) == (one.model, one.setting) and r.tested and VALIDATION in r.curves
-        ]
+        chosen = (one.model, one.setting, one.trial)
+        own = [r for r in runs if r.tested and (r.model, r.setting, r.trial) == chosen and VALIDATION in r.curves]
         for number, run in enumerate(own):
             step, auc = run.curves[VALIDATION]
             look = _mark(index) | {"linestyle": STYLES[index % len(STYLES)], "linewidth": 1.3, "markersize": 5}

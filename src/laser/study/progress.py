@@ -39,7 +39,7 @@ class Plan:
         store: where results lie.
         data: fingerprint of the data set in a folder.
         failed: keys of runs that have failed in this call.
-        models: whose runs are due; none means all.
+        models: whose runs are due; None means all.
     """
 
     study: Study
@@ -47,10 +47,7 @@ class Plan:
     data: Callable[[Path], str]
     failed: set[str] = field(default_factory=set)
     records: dict[str, dict[str, Any]] = field(default_factory=dict)
-    models: frozenset[str] = frozenset()
-
-    def __post_init__(self) -> None:
-        self.models = self.models or frozenset(self.study.models)
+    models: frozenset[str] | None = None
 
     def record(self, step: Step) -> dict[str, Any] | None:
         """Of a step that is done."""
@@ -146,7 +143,8 @@ class Plan:
 
     def due(self, costs: bool = False) -> list[Step]:
         """Steps of ``models`` that are known and neither done nor failed: runs, or measurements of costs."""
-        steps = [step for step in (self.costs() if costs else self.steps()) if step.run.model in self.models]
+        wanted = self.study.models if self.models is None else self.models
+        steps = [step for step in (self.costs() if costs else self.steps()) if step.run.model in wanted]
         return [step for step in steps if step.key not in self.failed and self.record(step) is None]
 
     @property
