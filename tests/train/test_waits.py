@@ -52,7 +52,7 @@ def places_of_waits() -> Iterator[list[list[str]]]:
     found: list[list[str]] = []
 
     def note(message, *_arguments, **_options) -> None:
-        if "synchroniz" in str(message):
+        if "called a synchronizing" in str(message):  # not what the mode says of itself at first
             frames = [frame for frame in traceback.extract_stack()[:-1] if not frame.filename.endswith("/warnings.py")]
             found.append([f"{frame.filename}:{frame.lineno}" for frame in reversed(frames)][:6])
 
