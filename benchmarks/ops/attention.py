@@ -26,6 +26,7 @@ import argparse
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -151,8 +152,7 @@ def sta(shape: Shape, candidates: int) -> Form:
 
 def laid_out(shape: Shape, off_U1: Tensor, history_B: Tensor) -> SegmentLayout:
     """Made once, as in training, where one layout serves all layers of a batch."""
-    x_TD = torch.empty(0, shape.D, dtype=shape.dtype, device=DEVICE)
-    tiles = tiling(x_TD, x_TD.new_empty(0, shape.H, shape.D), shape.width)
+    tiles = tiling(shape.randn(0, shape.D), shape.randn(0, shape.H, shape.D), shape.width)
     return segment_layout(off_U1.cpu(), history_B, shape.width, tiles, DEVICE)
 
 
@@ -231,14 +231,14 @@ def hstu(shape: Shape, compiled: bool) -> Form:
         return x_BLD + (layer_norm(mixed_BLD, (D,)) * gate) @ out_DD
 
     weights = [shape.weight(D, 4 * D), shape.weight(D, D), shape.randn(H, 2 * L - 1, scale=0.02)]
-    macs = 5 * L * D * D + 2 * L * L * D
     function = torch.compile(layer, dynamic=False) if compiled else layer
-    return Form([shape.randn(shape.B, L, D)], weights, macs, function)
+    return Form([shape.randn(shape.B, L, D)], weights, 5 * L * D * D + 2 * L * L * D, function)
 
 
 def forms(shape: Shape, compiled: bool, candidates: int) -> dict[str, Callable[[], Form]]:
     """Made one at a time: inputs are large."""
     many = f", {candidates} candidates a history"
+    causal_sdpa = partial(scaled_dot_product_attention, is_causal=True)
     return {
         "STA": lambda: sta(shape, 1),
         "target attention, SDPA": lambda: target_attention(shape, 1, False),
@@ -257,10 +257,6 @@ def forms(shape: Shape, compiled: bool, candidates: int) -> dict[str, Callable[[
         "target-aware, FlexAttention": lambda: self_attention(shape, flex(shape, compiled, 1), False, 1),
         "causal, FlexAttention, core": lambda: self_attention(shape, flex(shape, compiled), True),
     }
-
-
-def causal_sdpa(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    return scaled_dot_product_attention(query, key, value, is_causal=True)
 
 
 def main() -> None:

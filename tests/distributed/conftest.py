@@ -1,8 +1,9 @@
-"""Starts groups of training processes."""
+"""Starts groups of processes."""
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import socket
 import subprocess
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 
 WORKER = Path(__file__).with_name("worker.py")
 LAUNCH = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "PL_GLOBAL_SEED")
@@ -48,3 +50,27 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., None]:
             assert process.returncode == 0, errors[-4000:]
 
     return start
+
+
+@pytest.fixture
+def two_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int, str], None]], Path]:
+    """``two_processes(work)``: call a module's function ``work(rank, folder)`` in a gloo group of two; the folder."""
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+
+    def run(work: Callable[[int, str], None]) -> Path:
+        context = multiprocessing.get_context("spawn")
+        processes = [context.Process(target=in_group, args=(work, rank, str(tmp_path))) for rank in range(2)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(120)
+        assert [process.exitcode for process in processes] == [0, 0]
+        return tmp_path
+
+    return run
+
+
+def in_group(work: Callable[[int, str], None], rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    work(rank, folder)
+    dist.destroy_process_group()

@@ -61,6 +61,8 @@ def test_the_life_of_a_vault(path: Path, schema: Path, events: Path, capsys: pyt
     assert lines[1] == {"user": 3, "timestamp": 5000, "tags": [1, 2]}
     assert run("read", path, 3, "--last_n", 1, "--where", '{"item": [4], "timestamp": [4999, 5000]}') == 0
     assert json.loads(capsys.readouterr().out)["timestamp"] == 5000
+    assert run("read", path, "[99]") == 0
+    assert capsys.readouterr() == ("", "laser vault read: no such events of user 99\n")
     assert run("check", path) == 0
     assert run("delete-user", path, 3) == 0
     capsys.readouterr()

@@ -75,7 +75,7 @@ def read(
     fields: list[str] | str | None = None,
     where: dict[str, list[int]] | None = None,
 ) -> None:
-    """Print histories, one JSON object per event.
+    """Print histories, one JSON object per event; of a user without any, a line on stderr.
 
     Args:
         path: folder of the vault.
@@ -90,6 +90,8 @@ def read(
         found = vault.read(users, before=before, last_n=last_n, fields=fields, where=where)
     for index, user in enumerate(users):
         events = found.of(index)
+        if not found.lengths[index]:
+            print(f"laser vault read: no such events of user {user}", file=sys.stderr)
         for event in range(int(found.lengths[index])):
             print(json.dumps({"user": user} | {name: values[event].tolist() for name, values in events.items()}))
 
