@@ -1,4 +1,4 @@
-"""Nothing in the training loop waits for the GPU, but for TorchRec's exchange of the sizes of look-ups.
+"""Nothing in the training loop of one process waits for the GPU; several wait in TorchRec's exchange of ids.
 
 CUDA's debug mode tells of each wait. Of the steps of a real run all is watched: loader, copy to the device, forward,
 backward, clipping, update, logging.
@@ -26,7 +26,6 @@ from laser.train.strategy import TorchRecStrategy
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU to wait for")
 
-ALLOWED = ("torchrec/distributed/dist_data.py", "torchrec/sparse/jagged_tensor.py")
 FIRST, LAST = 6, 12
 """Steps that are watched; before them kernels are compiled and memory is allocated."""
 
@@ -101,5 +100,4 @@ def test_the_training_loop_does_not_wait(prepared: Path, tmp_path: Path, precisi
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
-    ours = [stack for stack in waits if not stack[0].rsplit(":", 1)[0].endswith(ALLOWED)]
-    assert not ours, "\n".join(" < ".join(stack) for stack in ours)
+    assert not waits, "\n".join(" < ".join(stack) for stack in waits)

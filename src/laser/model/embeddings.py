@@ -17,6 +17,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -219,11 +220,20 @@ class TableEmbeddings(nn.Module):
         serialise FBGEMM's bucketing by row.
         """
         counts = [ids[name].shape[0] for name in names]
-        device = ids[names[0]].device
-        bag = torch.arange(self.stride, device=device)
-        lengths = torch.cat([count // self.stride + (bag < count % self.stride).long() for count in counts])
-        values = torch.cat([ids[name] for name in names])
-        return KeyedJaggedTensor(names, values, lengths=lengths, stride=self.stride, length_per_key=counts)
+        values = torch.cat([ids[name] for name in names]) if len(names) > 1 else ids[names[0]]
+        offsets = offsets_of_bags(counts, self.stride, values.device)
+        return KeyedJaggedTensor(names, values, offsets=offsets, stride=self.stride, length_per_key=counts)
+
+
+def offsets_of_bags(counts: list[int], stride: int, device: torch.device) -> Tensor:
+    """Int64 [keys * stride + 1] offsets that spread ``counts`` ids of each key evenly over ``stride`` bags.
+
+    Made on the host, which knows the numbers, and sent without waiting.
+    """
+    bag = np.arange(stride)
+    lengths = [count // stride + (bag < count % stride) for count in counts]
+    offsets = torch.from_numpy(np.cumsum(np.concatenate([[0], *lengths])))
+    return offsets if device.type == "cpu" else offsets.pin_memory().to(device, non_blocking=True)
 
 
 def _config(table: Table) -> EmbeddingConfig:

@@ -74,6 +74,7 @@ class CTRModule(pl.LightningModule):
         self.warm_start = warm_start
         self.record_steps = record_steps
         self.recorded: RecordedNetwork | None = None
+        self.layers_of_experts: list[SparseFeedForward] = []
         self.managed_ids = nn.ModuleDict()
         """Maps of ids to rows, by table; filled by the strategy."""
         self.metrics = CTRMetrics()
@@ -130,6 +131,7 @@ class CTRModule(pl.LightningModule):
     def on_fit_start(self) -> None:
         """Make room for the averages, before a checkpoint is read into them, and get ready to record steps."""
         self.recorded = None
+        self.layers_of_experts = [part for part in self.network.modules() if isinstance(part, SparseFeedForward)]
         if self.record_steps and self.device.type == "cuda" and getattr(self.network, "recordable", False):
             self.recorded = RecordedNetwork(self.network, list(dense_parameters(self).values()))
         if self.average is None:
@@ -141,10 +143,9 @@ class CTRModule(pl.LightningModule):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Take a step, and finish what belongs to it before any callback can save it."""
         super().optimizer_step(*args, **kwargs)
-        for module in self.network.modules():
-            if isinstance(module, SparseFeedForward):
-                # Every process knows how many experts were active in all of them: their coefficient follows it.
-                dist.all_reduce(module.activity_2)
+        for layer in self.layers_of_experts:
+            # Every process knows how many experts were active in all of them: their coefficient follows it.
+            dist.all_reduce(layer.activity_2)
         if self.weight_average is not None:
             self.weight_average.update(self.trainer.global_step + 1)  # this step is counted only later
 
@@ -181,7 +182,8 @@ class CTRModule(pl.LightningModule):
         if self.trainer.world_size > 1:
             dist.all_reduce(total)
         for name, value in zip(shown, total.unbind()):
-            self.log(name, value, prog_bar=name == "train/loss", batch_size=batch.global_size)
+            # Not for the progress bar, for which the host would wait after each step (``laser.train.progress``).
+            self.log(name, value, batch_size=batch.global_size)
         return loss
 
     def on_validation_start(self) -> None:

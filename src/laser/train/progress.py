@@ -26,6 +26,8 @@ class SamplesPerSecond(ProgressColumn):
 class SamplesProgressBar(RichProgressBar):
     """Progress with batches done, time gone and left in the epoch, and samples per second over all processes."""
 
+    loss: float | None = None
+
     def configure_columns(self, trainer: Trainer) -> list[Any]:
         """Lightning's columns with the speed in samples."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
@@ -33,5 +35,16 @@ class SamplesProgressBar(RichProgressBar):
         return [*super().configure_columns(trainer)[:-1], SamplesPerSecond(samples_per_batch)]
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """Loss and validation metrics, without the logger's version."""
-        return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
+        """Loss and validation metrics, without the logger's version.
+
+        The loss of each step would have to be waited for: it is that of the last one that was logged.
+        """
+        shown = super().get_metrics(trainer, pl_module)
+        shown.pop("v_num", None)
+        loss = trainer.callback_metrics.get("train/loss")
+        if trainer.training and loss is not None:
+            every = int(trainer.log_every_n_steps)  # type: ignore[attr-defined]
+            if self.loss is None or trainer.global_step % every == 0:
+                self.loss = float(loss)
+            shown["train/loss"] = f"{self.loss:.4g}"
+        return shown

@@ -143,11 +143,12 @@ class TorchRecStrategy(CheckpointingStrategy):
 
     def configure_ddp(self) -> None:
         """Not wrapped: dense parameters begin alike, and ``post_backward`` averages their gradients."""
-        same_everywhere(dense_parameters(self.module).values())
+        self.dense = list(dense_parameters(self.module).values())
+        same_everywhere(self.dense)
 
     def post_backward(self, closure_loss: torch.Tensor) -> None:
         """Average the gradients of the dense parameters; those of the tables were used up in the backward pass."""
-        average_gradients(dense_parameters(self.module).values())
+        average_gradients(self.dense)
 
     def teardown(self) -> None:
         """Let go of a model that was never filled, so that the error which left it so is the one reported."""
