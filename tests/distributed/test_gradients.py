@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
-from laser.train.gradients import average_gradients, same_everywhere
+from laser.train.gradients import average_gradients, clip_norm, same_everywhere
 
 
 def process(rank: int, folder: str) -> None:
@@ -15,8 +16,13 @@ def process(rank: int, folder: str) -> None:
     layer.weight.grad = torch.full((2, 3), 1.0 + rank)
     if rank == 0:  # the other has no gradient of the bias
         layer.bias.grad = torch.full((2,), 4.0)
-    average_gradients(layer.parameters())
-    torch.save({"first": first, "gradients": [p.grad for p in layer.parameters()]}, f"{folder}/{rank}.pt")
+    average_gradients(list(layer.parameters()))
+    gradients = [p.grad for p in layer.parameters()]
+    flat_P = torch.full((8,), 1.0 + rank)
+    layer.weight.grad, layer.bias.grad = flat_P[:6].view(2, 3), flat_P[6:]
+    average_gradients(list(layer.parameters()), flat_P if rank == 0 else None)  # apart on the other
+    again = [p.grad for p in layer.parameters()]
+    torch.save({"first": first, "gradients": gradients, "again": again}, f"{folder}/{rank}.pt")
 
 
 def test_two_processes(two_processes):
@@ -28,3 +34,14 @@ def test_two_processes(two_processes):
         weight, bias = found["gradients"]
         assert weight.tolist() == [[1.5] * 3] * 2
         assert bias.tolist() == [2.0] * 2
+        assert all(gradient.unique().tolist() == [1.5] for gradient in found["again"])
+
+
+@pytest.mark.parametrize("norm", [0.5, 100.0])
+def test_the_norm_of_flat_gradients_is_clipped(norm):
+    flat_P = torch.randn(40, generator=torch.Generator().manual_seed(1))
+    parameter = torch.nn.Parameter(torch.zeros(40))
+    parameter.grad = flat_P.clone()
+    torch.nn.utils.clip_grad_norm_([parameter], norm)
+    clip_norm(flat_P, norm)
+    torch.testing.assert_close(flat_P, parameter.grad)

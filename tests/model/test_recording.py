@@ -83,6 +83,11 @@ def test_recorded_equals_the_network(schema, make_batch, scatter, options):
         found_B, found = results(recorded, network, batch)
         torch.testing.assert_close(found_B, expected_B, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        flat_P = recorded.flat_gradients()
+        replayed = samples and not ("match" in options and len(set(samples)) < len(samples))
+        assert (flat_P is not None) == bool(replayed)
+        if flat_P is not None:
+            assert torch.equal(flat_P, torch.cat([p.grad.flatten() for p in recorded.parameters]))
     assert 2 <= recorded.recordings <= len(SIZES) - 2
 
 

@@ -59,6 +59,13 @@ class RecordedNetwork:
         logit_B = _Replay.apply(self, len(batch), *rows.values())
         return ModelOutput(logit_B, None, None)  # type: ignore[arg-type]
 
+    def flat_gradients(self) -> Tensor | None:
+        """All dense gradients, one after another, [P]; ``None`` when the last backward pass was not replayed."""
+        first = self.parameters[0].grad if self.parameters else None
+        if self.fixed is None or first is None or first.data_ptr() != self.d_parameters_P.data_ptr():
+            return None
+        return self.d_parameters_P
+
     def _serves(self, batch: Batch) -> bool:
         _, history_of_B = on_host(batch)
         if not len(batch) or not batch.distinct or history_of_B.is_cuda:

@@ -2,11 +2,13 @@
 
 One reduction of all of them instead of DDP's buckets: they are few beside the tables, DDP copies every gradient into a
 bucket and back even with one process, and its hooks do not see a recorded backward pass (``laser.model.recording``).
+
+Legend of shape suffixes: P all dense parameters, one after another.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -14,20 +16,34 @@ from torch import Tensor, nn
 
 
 @torch.no_grad()
-def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replace every gradient by its mean over all processes; one that is missing here counts as zeros."""
-    if dist.get_world_size() == 1:
+def average_gradients(parameters: Sequence[nn.Parameter], flat_P: Tensor | None = None) -> None:
+    """Replace every gradient by its mean over all processes; one that is missing here counts as zeros.
+
+    Args:
+        parameters: in the same order on every process.
+        flat_P: where their gradients lie one after another, if they do here; other processes may have them apart.
+    """
+    count = dist.get_world_size()
+    if count == 1:
         return
-    parameters = list(parameters)
+    if flat_P is not None:
+        dist.all_reduce(flat_P.div_(count))
+        return
     gradients: list[Tensor] = []
     for parameter in parameters:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
         gradients.append(parameter.grad)
     flat = torch.cat([gradient.flatten() for gradient in gradients])
-    dist.all_reduce(flat.div_(dist.get_world_size()))
+    dist.all_reduce(flat.div_(count))
     parts = flat.split([gradient.numel() for gradient in gradients])
     torch._foreach_copy_(gradients, [part.view_as(gradient) for part, gradient in zip(parts, gradients)])
+
+
+@torch.no_grad()
+def clip_norm(flat_P: Tensor, norm: float) -> None:
+    """Scale gradients down to this 2-norm if theirs is larger, as ``torch.nn.utils.clip_grad_norm_`` does."""
+    flat_P.mul_((norm / (torch.linalg.vector_norm(flat_P) + 1e-6)).clamp(max=1.0))
 
 
 @torch.no_grad()
