@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from laser.data.prepared import PreparedData
-from laser.data.samples import share
+from laser.data.samples import Samples, share
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 7, 8, 1000])
@@ -24,6 +24,25 @@ def test_take(prepared):
     for name in ("user_N", "item_N", "timestamp_N", "label_N"):
         assert (getattr(part, name) == getattr(whole, name)[rows]).all()
     assert (part.context["device"] == whole.context["device"][rows]).all()
+
+
+@pytest.mark.parametrize("kind", [np.uint32, np.int64])
+def test_take_equals_indexing_for_columns_of_any_type(kind):
+    rng = np.random.default_rng(0)
+    user, item, time, label, tags = (
+        rng.integers(0, 100, shape).astype(dtype)
+        for shape, dtype in ((50, "uint16"), (50, "int32"), (50, "int64"), (50, "uint8"), ((50, 3), "uint16"))
+    )
+    whole = Samples(user, item, time, label, {"tags": tags, "user": user})
+    for rows in (rng.integers(0, 50, 40).astype(kind), np.empty(0, kind), np.arange(50, dtype=kind)[::2]):
+        part = whole.take(rows)
+        pairs = [(part.user_N, user), (part.item_N, item), (part.timestamp_N, time), (part.label_N, label)]
+        pairs += [(part.context["tags"], tags), (part.context["user"], user)]
+        for found, values in pairs:
+            assert found.dtype == values.dtype
+            assert np.array_equal(found, values[rows])
+    with pytest.raises(IndexError, match="row 50 of 50 samples"):
+        whole.take(np.array([3, 50], kind))
 
 
 def test_columns_stay_compact(prepared):

@@ -8,16 +8,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from laser.batch import Batch
 from laser.data.columns import check_ids
-from laser.data.distinct import distinct_ids
+from laser.data.lookups import INT32, INT64, Lookups, Source, event_sources, item_sources
+from laser.data.packed import Form, Memory, Packed, plain_memory
 from laser.data.prepared import PreparedData
 from laser.data.samples import Samples
-from laser.schema import Kind, Schema, names
+from laser.schema import Schema
 from laser.seqvault.jit import kernel
 from laser.seqvault.ragged import Ragged
+
+FLOAT32 = np.dtype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -33,27 +35,31 @@ class Collator:
     max_history: int
 
     def __call__(self, samples: Samples, row_B: np.ndarray, *, step: int, global_size: int) -> Batch:
-        """One batch.
+        """One batch; arguments and errors as of ``packed``."""
+        return self.packed(samples, row_B, step=step, global_size=global_size).batch()
+
+    def packed(
+        self, samples: Samples, row_B: np.ndarray, *, step: int, global_size: int, memory: Memory = plain_memory
+    ) -> Packed:
+        """One batch in one buffer.
 
         Args:
             samples: B samples; their targets, labels and context.
             row_B: their numbers within the split.
             step: position of the batch in the run.
             global_size: samples of this step over all processes.
+            memory: where the buffer comes from.
 
         Raises:
             ValueError: when a stored event has an id that the schema does not allow.
         """
-        user_B = samples.user_N.astype(np.int64)
-        user_U, time_U, history_of_B = distinct_requests(user_B, samples.timestamp_N)
-        requests = Requests(user_U, time_U, history_of_B, self._read(user_U, time_U))
-        return assemble(self.data.schema, self.data.items, samples, requests, row_B, step=step, global_size=global_size)
-
-    def _read(self, user_U: np.ndarray, time_U: np.ndarray) -> Ragged:
-        events = self.data.vault.read(user_U, before=time_U, last_n=self.max_history)
-        for feature in self.data.schema.of_kind(Kind.ITEM, Kind.EVENT_SIDE):
-            check_ids(events[feature.name], feature, str(self.data.path / "vault"))
-        return events
+        data = self.data
+        user_U, time_U, history_of_B = distinct_requests(samples.user_N.astype(np.int64), samples.timestamp_N)
+        events = data.vault.read(user_U, before=time_U, last_n=self.max_history)
+        requests = Requests(user_U, time_U, history_of_B, events, str(data.path / "vault"))
+        return assemble(
+            data.schema, data.items, samples, requests, row_B, step=step, global_size=global_size, memory=memory
+        )
 
 
 @dataclass(frozen=True)
@@ -65,12 +71,14 @@ class Requests:
         time_U: int64 ticks; all events are earlier.
         history_of_B: int64, the pair of each sample.
         events: of each pair.
+        source: of the events, for an error message.
     """
 
     user_U: np.ndarray
     time_U: np.ndarray
     history_of_B: np.ndarray
     events: Ragged
+    source: str
 
 
 def assemble(
@@ -82,41 +90,51 @@ def assemble(
     *,
     step: int,
     global_size: int,
-) -> Batch:
+    memory: Memory = plain_memory,
+) -> Packed:
     """A batch of samples whose histories have been read.
 
     Args:
         schema: of the data set.
         items: side info by item code.
         samples: B samples.
-        requests: their histories, with ids that the schema allows.
+        requests: their histories.
         row_B: numbers of the samples within the split.
         step: position of the batch in the run.
         global_size: samples of this step over all processes.
+        memory: where its buffer comes from.
+
+    Raises:
+        ValueError: when an event has an id that the schema does not allow.
     """
     events = requests.events
-    history = with_side_info(schema, items, events[schema.item.name])
-    history |= {f.name: events[f.name] for f in schema.of_kind(Kind.EVENT_SIDE)}
-    history = {name: history[name] for name in names(schema.history)}
-    target = with_side_info(schema, items, samples.item_N)
-    distinct, place = distinct_ids(schema, history, target, samples.context)
-    return Batch(
-        history={name: _ids(ids) for name, ids in history.items()},
-        off_U1=torch.from_numpy(events.offsets.astype(np.int64, copy=False)),
-        age_T=torch.from_numpy(age_seconds(schema, events, requests.time_U)),
-        history_of_B=torch.from_numpy(requests.history_of_B),
-        target={name: _ids(ids) for name, ids in target.items()},
-        context={name: _ids(ids) for name, ids in samples.context.items()},
-        label_B=torch.from_numpy(samples.label_N.astype(np.float32)),
-        user_B=torch.from_numpy(samples.user_N.astype(np.int64)),
-        timestamp_B=torch.from_numpy(samples.timestamp_N.astype(np.int64, copy=False)),
-        row_B=torch.from_numpy(row_B.astype(np.int64)),
-        history_key_U=torch.from_numpy(history_keys(requests.user_U, requests.time_U)),
-        step=step,
-        global_size=global_size,
-        distinct={name: torch.from_numpy(ids) for name, ids in distinct.items()},
-        place={name: torch.from_numpy(places) for name, places in place.items()},
-    )
+    sources = {
+        "history": event_sources(schema, items, events),
+        "target": item_sources(schema, items, samples.item_N),
+        "context": [Source(feature, samples.context[feature.name]) for feature in schema.context],
+    }
+    others = {
+        "off_U1": events.offsets,
+        "history_of_B": requests.history_of_B,
+        "user_B": samples.user_N,
+        "timestamp_B": samples.timestamp_N,
+        "row_B": row_B,
+        "history_key_U": history_keys(requests.user_U, requests.time_U),
+    }
+    lookups = Lookups(schema, sources)
+    forms = [Form(field, part.feature.name, INT64, part.shape) for field, parts in sources.items() for part in parts]
+    forms += [Form(name, None, INT64, (len(values),)) for name, values in others.items()]
+    forms += [Form("age_T", None, FLOAT32, (int(events.offsets[-1]),)), Form("label_B", None, FLOAT32, (len(samples),))]
+    forms += [Form("place", table, INT32, (count,)) for table, count in lookups.counts.items()]
+    on_host = (events.offsets, requests.history_of_B)
+    packed = Packed(forms, lookups.most_bytes, memory, on_host, step, global_size)
+    arrays = packed.arrays()
+    age_seconds(schema, events, requests.time_U, arrays["age_T", None])
+    arrays["label_B", None][:] = samples.label_N
+    bad = lookups.fill(packed, arrays, others)
+    if bad is not None:
+        check_ids(bad.values, bad.feature, requests.source)
+    return packed
 
 
 def with_side_info(schema: Schema, items: dict[str, np.ndarray], item: np.ndarray) -> dict[str, np.ndarray]:
@@ -132,31 +150,51 @@ def distinct_requests(user_B: np.ndarray, time_B: np.ndarray) -> tuple[np.ndarra
     Returns:
         ``user_U``, ``time_U``, sorted by user, then time, and ``history_of_B``, all int64.
     """
-    order = np.lexsort((time_B, user_B))
-    user, time = user_B[order], time_B[order]
-    first = np.ones(len(order), dtype=bool)
-    first[1:] = (user[1:] != user[:-1]) | (time[1:] != time[:-1])
-    history_of_B = np.empty(len(order), dtype=np.int64)
-    history_of_B[order] = np.cumsum(first) - 1
-    return user[first], time[first], history_of_B
+    user_U, time_U, history_of_B = _distinct_pairs(np.ascontiguousarray(user_B), np.ascontiguousarray(time_B))
+    return user_U, time_U, history_of_B
+
+
+@kernel
+def _distinct_pairs(user_B, time_B):
+    order = np.argsort(time_B, kind="mergesort")
+    order = order[np.argsort(user_B[order], kind="mergesort")]
+    user_U, time_U = np.empty(len(order), np.int64), np.empty(len(order), np.int64)
+    history_of_B, found = np.empty(len(order), np.int64), 0
+    for sample in order:
+        user, time = user_B[sample], time_B[sample]
+        if found == 0 or user_U[found - 1] != user or time_U[found - 1] != time:
+            user_U[found], time_U[found] = user, time
+            found += 1
+        history_of_B[sample] = found - 1
+    return user_U[:found].copy(), time_U[:found].copy(), history_of_B
 
 
 def history_keys(user_U: np.ndarray, time_U: np.ndarray) -> np.ndarray:
     """A 64-bit hash of each (user, time), as int64: the SplitMix64 finaliser over the user, then over both."""
-    return _mixed(_mixed(user_U.astype(np.uint64)) ^ time_U.astype(np.uint64)).view(np.int64)
+    key_U: np.ndarray = _hashed(user_U, time_U)
+    return key_U
 
 
-def _mixed(x: np.ndarray) -> np.ndarray:
+@kernel
+def _hashed(user_U, time_U):
+    key_U = np.empty(len(user_U), np.int64)
+    for history in range(len(user_U)):
+        key_U[history] = np.int64(_mixed(_mixed(np.uint64(user_U[history])) ^ np.uint64(time_U[history])))
+    return key_U
+
+
+@kernel
+def _mixed(x):
     x = x + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
 
 
-def age_seconds(schema: Schema, events: Ragged, time_U: np.ndarray) -> np.ndarray:
+def age_seconds(schema: Schema, events: Ragged, time_U: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     """float32 seconds from each event to its sample; the difference is exact, only the result is rounded."""
     time_T = events[schema.timestamp.name].astype(np.int64, copy=False)
-    age_T = np.empty(len(time_T), np.float32)
+    age_T = np.empty(len(time_T), np.float32) if out is None else out
     earlier = _ages(time_T, events.offsets, time_U, float(schema.seconds_per_tick), age_T)
     assert earlier, "the store returned an event that is not older than its sample"
     return age_T
@@ -172,7 +210,3 @@ def _ages(time_T, off_U1, time_U, seconds_per_tick, age_T):
             earlier = earlier and ticks > 0
             age_T[event] = np.float32(ticks * seconds_per_tick)
     return earlier
-
-
-def _ids(values: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(values.astype(np.int64, copy=False))

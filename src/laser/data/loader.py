@@ -94,7 +94,7 @@ class BatchLoader:
         self.epoch = 0
         self._position = 0
         self._start = 0
-        self._collate = Collator(data, max_history)
+        self._collate = Collator(data, max_history).packed
 
     def __len__(self) -> int:
         return -(-len(self.samples) // self.batch_size)
@@ -169,7 +169,8 @@ class BatchLoader:
         rows = order[position * self.batch_size : (position + 1) * self.batch_size]
         mine = rows[self._share(rows)]
         step = epoch * len(self) + position
-        return self.transfer.send(self._collate(self.samples.take(mine), mine, step=step, global_size=len(rows)))
+        samples, memory = self.samples.take(mine), self.transfer.memory
+        return self.transfer.send(self._collate(samples, mine, step=step, global_size=len(rows), memory=memory))
 
     def _share(self, rows: np.ndarray) -> slice | np.ndarray:
         """Places in a global batch that this process works on."""

@@ -5,6 +5,7 @@ Legend of shape suffixes: N samples of the split; B samples taken; K values of a
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from laser.data.columns import CURE, read_columns
 from laser.schema import Feature, Kind, Schema
+from laser.seqvault.jit import kernel, memmove
 
 ROW = Feature(name="row", kind=Kind.CONTEXT, dtype="int64")
 
@@ -59,14 +61,42 @@ class Samples:
         return cls(user, item, timestamp, label, {f.name: columns[f.name] for f in schema.context})
 
     def take(self, row_B: np.ndarray) -> Samples:
-        """Samples of the given rows, in their order."""
-        return Samples(
-            self.user_N[row_B],
-            self.item_N[row_B],
-            self.timestamp_N[row_B],
-            self.label_N[row_B],
-            {name: values[row_B] for name, values in self.context.items()},
-        )
+        """Samples of the given rows, in their order.
+
+        Raises:
+            IndexError: when there is no such row.
+        """
+        columns = [self.user_N, self.item_N, self.timestamp_N, self.label_N, *self.context.values()]
+        taken = [np.empty((len(row_B), *values.shape[1:]), values.dtype) for values in columns]
+        # One call for all columns: each gives the interpreter's lock away and has to wait for it again.
+        bytes_C = [values.itemsize * math.prod(values.shape[1:]) for values in columns]
+        moves_C3 = np.array(list(zip(map(_address, columns), map(_address, taken), bytes_C, strict=True)))
+        if (wrong := _take(row_B, len(self), moves_C3)) >= 0:
+            raise IndexError(f"no row {row_B[wrong]} of {len(self)} samples")
+        user, item, timestamp, label, *context = taken
+        return Samples(user, item, timestamp, label, dict(zip(self.context, context, strict=True)))
+
+
+@kernel
+def _take(row_B, count, moves_C3):
+    """Copy chosen rows of each column from one address to another; the third number is the bytes of a row.
+
+    Returns -1, or the place of a row that is not one of ``count``; nothing is copied then.
+    """
+    for place in range(len(row_B)):
+        if not 0 <= row_B[place] < count:
+            return place
+    for column in range(len(moves_C3)):
+        source, to, size = moves_C3[column]
+        for row in row_B:
+            memmove(to, source + np.int64(row) * size, size)
+            to += size
+    return -1
+
+
+def _address(values: np.ndarray) -> int:
+    assert values.flags.c_contiguous
+    return values.__array_interface__["data"][0]
 
 
 def _check_rows(row_N: np.ndarray, folder: Path) -> None:

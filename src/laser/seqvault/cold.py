@@ -42,16 +42,6 @@ MARGIN = 0.9
 
 
 @kernel
-def any_cold(words: np.ndarray, offsets: np.ndarray, columns: int) -> bool:
-    """Whether any of the first columns of chunks is cold."""
-    for top in offsets:
-        for column in range(columns):
-            if is_cold(words[top + HEADER_WORDS + column]):
-                return True
-    return False
-
-
-@kernel
 def is_cold(descriptor: Any) -> bool:
     """Whether a column's area is compressed."""
     codec = codec_of(descriptor)
@@ -60,18 +50,11 @@ def is_cold(descriptor: Any) -> bool:
 
 @kernel
 def _expand(
-    words: np.ndarray,
-    top: int,
-    columns: int,
-    out: np.ndarray,
-    at: int,
-    frames: np.ndarray,
-    frame_words: np.ndarray,
-    planes: np.ndarray,
+    words: np.ndarray, top: int, columns: int, out: np.ndarray, at: int, frames: np.ndarray, planes: np.ndarray
 ) -> Any:
     """Copy a chunk's first columns to ``out[at:]``, leaving room for the planes of cold ones.
 
-    Fills per cold column the frame's place and words, and the place of its planes; returns (cold columns, end).
+    Fills per cold column the frame's and the planes' first byte and how many there are; returns (cold columns, end).
     """
     events, cold = events_of(words[top]), 0
     area, end = top + prefix_words(words, top, 0), at + prefix_words(words, top, 0)
@@ -83,7 +66,8 @@ def _expand(
             codec = PLANES_DELTA if codec_of(descriptor) == COLD_DELTA else PLANES_OFFSET
             width, base = width_of(descriptor), based(descriptor)
             out[end] = words[area]
-            frames[cold], frame_words[cold], planes[cold] = area + base, listed(descriptor), end + base
+            frames[cold, 0], frames[cold, 1] = 8 * (area + base), 8 * listed(descriptor)
+            planes[cold, 0], planes[cold, 1] = 8 * (end + base), events * (width >> 3)
             cold += 1
             out[at + HEADER_WORDS + column] = describe(codec, width, 0, 0, base == 1)
             end += base + words_for(events, width)
@@ -121,24 +105,25 @@ def _expand_all(
     columns: int,
     out: np.ndarray,
     frames: np.ndarray,
-    frame_words: np.ndarray,
     planes: np.ndarray,
 ) -> int:
-    """``_expand`` for all chunks with cold columns, behind the words in ``out``; returns the cold columns of all."""
+    """All words to ``out``, and ``_expand`` behind them for chunks with cold columns; returns how many these are."""
+    out[: len(words)] = words
     end, cold = len(words), 0
     for index in range(len(offsets)):
         if sizes[index]:
             top, offsets[index] = offsets[index], end
-            count, end = _expand(words, top, columns, out, end, frames[cold:], frame_words[cold:], planes[cold:])
+            count, end = _expand(words, top, columns, out, end, frames[cold:], planes[cold:])
             cold += count
     return cold
 
 
 @kernel
-def _scatter(values: np.ndarray, lengths: np.ndarray, places: np.ndarray, memory: np.ndarray) -> None:
+def _scatter(values: np.ndarray, planes: np.ndarray, memory: np.ndarray) -> None:
     """Put runs of bytes where they belong."""
     first = 0
-    for length, place in zip(lengths, places):
+    for index in range(len(planes)):
+        place, length = planes[index]
         memory[place : place + length] = values[first : first + length]
         first += length
 
@@ -146,17 +131,18 @@ def _scatter(values: np.ndarray, lengths: np.ndarray, places: np.ndarray, memory
 def thaw(arena: np.ndarray, offsets: np.ndarray, columns: int) -> np.ndarray:
     """The arena with chunks whose first ``columns`` hold cold ones expanded behind its end; ``offsets`` follow them."""
     sizes = np.empty(len(offsets), np.int64)
-    expanded = np.empty(len(arena) + _expanded_words(arena, offsets, columns, sizes) + 2, np.uint64)
-    expanded[: len(arena)] = arena
-    frames, frame_words, planes = (np.empty(np.count_nonzero(sizes) * columns, np.int64) for _ in range(3))
-    cold = _expand_all(arena, offsets, sizes, columns, expanded, frames, frame_words, planes)
-    if cold:
-        # One call for all frames: one for each would take the interpreter lock, which others want, hundreds of times.
-        places = 8 * np.stack([frames[:cold], frame_words[:cold]], axis=1)
-        packed = zstandard.BufferWithSegments(arena.data.cast("B"), places.tobytes())
-        found: list[Any] = list(zstandard.ZstdDecompressor().multi_decompress_to_buffer(packed))  # type: ignore[arg-type]
-        lengths, values = np.array([len(part) for part in found]), np.frombuffer(b"".join(found), np.uint8)
-        _scatter(values, lengths, 8 * planes[:cold], expanded.view(np.uint8))
+    more = _expanded_words(arena, offsets, columns, sizes)
+    if not more:
+        return arena
+    expanded = np.empty(len(arena) + more + 2, np.uint64)
+    frames, planes = (np.empty((len(offsets) * columns, 2), np.int64) for _ in range(2))
+    cold = _expand_all(arena, offsets, sizes, columns, expanded, frames, planes)
+    # One call for all frames: one for each would take the interpreter lock, which others want, hundreds of times.
+    packed = zstandard.BufferWithSegments(arena.data.cast("B"), frames[:cold].tobytes())
+    found: Any = zstandard.ZstdDecompressor().multi_decompress_to_buffer(packed)  # type: ignore[arg-type]
+    values = np.frombuffer(b"".join(found), np.uint8)
+    assert len(values) == planes[:cold, 1].sum(), "a frame does not hold its column"
+    _scatter(values, planes[:cold], expanded.view(np.uint8))
     return expanded
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from laser.seqvault.bits import HEADER_WORDS, area_words, head_of, prefix_words
 from laser.seqvault.checksum import checksum_of
-from laser.seqvault.cold import any_cold, thaw
+from laser.seqvault.cold import thaw
 from laser.seqvault.derived import Tables
 from laser.seqvault.dictionary import Dictionaries
 from laser.seqvault.index import count_of, offset_of, slot_of, words_of
@@ -132,6 +132,24 @@ def _complete(
     return -1, 0
 
 
+@kernel
+def _fetch_sound(
+    places: np.ndarray,
+    files: np.ndarray,
+    arena: np.ndarray,
+    offsets: np.ndarray,
+    num_columns: int,
+    columns: int,
+    share: float,
+    sizes: np.ndarray,
+) -> Any:
+    """``_fetch``, then ``_complete``: returns as the latter."""
+    short = _fetch(places, files, arena, offsets, HEADER_WORDS + num_columns, share, sizes)
+    if short >= 0:
+        return short, SHORT
+    return _complete(places, files, arena, offsets, num_columns, columns, sizes)
+
+
 def fetch_chunks(
     places: np.ndarray, files: SegmentFiles, num_columns: int, columns: int
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -153,10 +171,7 @@ def fetch_chunks(
     offsets, sizes = np.empty(len(places), np.int64), np.empty(len(places), np.int64)
     arena = np.empty(arena_offsets(places, offsets) + SPARE_WORDS, np.uint64)
     header, share = HEADER_WORDS + num_columns, float(files.shares[columns])
-    short = _fetch(places, files.numbers, arena, offsets, header, share, sizes)
-    if short >= 0:
-        raise files.damaged(places[short], "it ends within a chunk")
-    bad, reason = _complete(places, files.numbers, arena, offsets, num_columns, columns, sizes)
+    bad, reason = _fetch_sound(places, files.numbers, arena, offsets, num_columns, columns, share, sizes)
     if bad >= 0:
         raise files.damaged(
             places[bad], "it ends within a chunk" if reason == SHORT else "a chunk does not match its checksum"
@@ -164,9 +179,7 @@ def fetch_chunks(
     if columns < num_columns and len(places) >= LEARNED_FROM:
         rest = words_of_all(places) - header
         files.shares[columns] = np.quantile((sizes - header) / np.maximum(1, rest), SUFFICES)
-    if any_cold(arena, offsets, columns):
-        arena = thaw(arena, offsets, columns)
-    return arena, offsets
+    return thaw(arena, offsets, columns), offsets
 
 
 def words_of_all(places: np.ndarray) -> np.ndarray:

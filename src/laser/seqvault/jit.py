@@ -7,6 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
 
 PROCESS = uuid.uuid4().hex[:16]
 """Of this process alone."""
@@ -48,3 +50,16 @@ WILLNEED = 3
 
 memmove = types.ExternalFunction("memmove", types.intp(types.intp, types.intp, types.intp))
 """libc's ``memmove(to, from, bytes)``."""
+
+
+def _pointer(typing_context: Any, address: Any) -> Any:
+    del typing_context
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], cgutils.voidptr_t)
+
+    return types.voidptr(types.int64), generate
+
+
+pointer: Any = intrinsic(_pointer)
+"""In kernels: an address as what ``carray`` takes, so that one kernel can work on arrays of many types."""

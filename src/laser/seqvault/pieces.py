@@ -92,11 +92,16 @@ def choose_starts(
 
 @kernel
 def place_pieces(
-    piece_off: np.ndarray, piece_start: np.ndarray, piece_stop: np.ndarray, ends: np.ndarray, piece_dest: np.ndarray
+    piece_off: np.ndarray,
+    piece_start: np.ndarray,
+    piece_stop: np.ndarray,
+    begin: np.ndarray,
+    stored: np.ndarray,
+    piece_dest: np.ndarray,
 ) -> None:
-    """Where each piece goes, when the stored part of request r ends at event ``ends[r]`` of the result."""
-    for request in range(len(ends)):
-        at = ends[request]
+    """Where each piece goes, when the ``stored[r]`` events of request r begin at event ``begin[r]`` of the result."""
+    for request in range(len(begin)):
+        at = begin[request] + stored[request]
         for piece in range(piece_off[request], piece_off[request + 1]):
             at -= piece_stop[piece] - piece_start[piece]
             piece_dest[piece] = at

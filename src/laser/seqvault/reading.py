@@ -18,6 +18,7 @@ from laser.seqvault.held import Held
 from laser.seqvault.layout import DerivedField, Field, Layout
 from laser.seqvault.plan import Plan
 from laser.seqvault.ragged import Ragged
+from laser.seqvault.unpacking import COLUMN, column_of, unpack_columns
 
 ROUND = 1
 """Chunks of a request that a filtered read examines at first; each further round takes twice as many."""
@@ -47,7 +48,7 @@ class Answer:
         self._owner = np.empty(count, np.int64)
         if count:
             pieces.group_pieces(plan.piece_off, plan.piece_at, self._chunk_off, self._by_chunk, self._owner)
-        self._start, self._stop, self._cut = (np.zeros(count, np.int64) for _ in range(3))
+        self._start, self._stop, self._cut = np.zeros((3, count), np.int64)
         self._matches = Matches.none(chunks)
         self._recent_off, self._source = self._find_recent()
         recent = self._recent_off[1:] - self._recent_off[:-1]
@@ -67,6 +68,8 @@ class Answer:
     def _find_recent(self) -> tuple[np.ndarray, np.ndarray]:
         """Tail events of each request, oldest first: offsets [R + 1], and positions in the tail."""
         plan = self.plan
+        if not len(plan.previous):  # nothing is recent
+            return np.zeros(len(plan.taken) + 1, np.int64), np.empty(0, np.int64)
         offsets = _offsets(plan.taken)
         source = np.empty(int(offsets[-1]), np.int64)
         planning.walk_tail(plan.taken, plan.newest, plan.previous, offsets, source)
@@ -160,35 +163,41 @@ class Answer:
         """
         dest = np.empty(len(self._start), np.int64)
         if len(dest):
-            pieces.place_pieces(self.plan.piece_off, self._start, self._stop, begin + self._stored, dest)
+            pieces.place_pieces(self.plan.piece_off, self._start, self._stop, begin, self._stored, dest)
+        if self._held is not None:
+            for field in self.fields:
+                self._held.copy(field, self._start, self._stop, dest, out[field.name])
+        elif len(dest):
+            self._unpack(out, dest)
+        if len(self._source):
+            self._write_recent(out, begin)
+        for request, history in self._replaced.items():
+            rows = slice(int(begin[request]), int(begin[request] + self.lengths[request]))
+            for field in self.fields:
+                out[field.name].reshape(-1, *field.shape)[rows] = history[field.name]
+
+    def _write_recent(self, out: Mapping[str, np.ndarray], begin: np.ndarray) -> None:
         recent = self._recent_off[1:] - self._recent_off[:-1]
         at = np.repeat(begin + self._stored - self._recent_off[:-1], recent) + np.arange(len(self._source))
         for field in self.fields:
-            values = out[field.name]
-            if self._held is not None:
-                self._held.copy(field, self._start, self._stop, dest, values)
-            elif len(dest):
-                self._unpack(field, values, dest)
-            if len(at):
-                values.reshape(-1, *field.shape)[at] = self.plan.recent[field.name][self._source]
-            for request, history in self._replaced.items():
-                rows = slice(int(begin[request]), int(begin[request] + self.lengths[request]))
-                values.reshape(-1, *field.shape)[rows] = history[field.name]
+            out[field.name].reshape(-1, *field.shape)[at] = self.plan.recent[field.name][self._source]
 
-    def _unpack(self, field: Field, values: np.ndarray, dest: np.ndarray) -> None:
-        plan, flat = self.plan, values.reshape(-1).view(f"u{values.itemsize}")
-        follows = isinstance(field, DerivedField)
-        coded = follows or (not plan.codes and field.name in plan.ids)
-        ids = plan.ids[field.name] if coded else flat[:0]
-        for component in range(field.length):
-            column = self.layout.first_column[field.name] + (0 if follows else component)
-            shown = ids[component] if follows else ids
-            bad = pieces.unpack_pieces(
-                self._chunk_off, self._by_chunk, self._start, self._stop, dest, self._arena, self._offsets,
-                self._matches.positions, self._matches.begin, column, component, field.length, flat, coded, shown,
-            )  # fmt: skip
-            if bad >= 0:
-                raise plan.without_id(bad, field)
+    def _unpack(self, out: Mapping[str, np.ndarray], dest: np.ndarray) -> None:
+        plan, columns, fields = self.plan, list[tuple[int, ...]](), list[Field]()
+        for field in self.fields:
+            follows, values = isinstance(field, DerivedField), out[field.name]
+            coded = follows or (not plan.codes and field.name in plan.ids)
+            for component in range(field.length):
+                column = self.layout.first_column[field.name] + (0 if follows else component)
+                ids = (plan.ids[field.name][component] if follows else plan.ids[field.name]) if coded else None
+                columns.append(column_of(column, component, field.length, values, ids))
+                fields.append(field)
+        failed, chunk = unpack_columns(
+            np.array(columns, COLUMN), self._chunk_off, self._by_chunk, self._start, self._stop, dest,
+            self._arena, self._offsets, self._matches.positions, self._matches.begin,
+        )  # fmt: skip
+        if failed >= 0:
+            raise plan.without_id(chunk, fields[failed])
 
 
 def execute(plan: Plan, layout: Layout, fields: Sequence[Field]) -> Ragged:

@@ -70,4 +70,6 @@ def _cuts(before: Any, size: int) -> np.ndarray:
         raise ValueError(
             f"before is {found.dtype} of shape {found.shape}; expected integer timestamps, one or {size} of them"
         )
-    return np.ascontiguousarray(np.broadcast_to(np.minimum(found, FOREVER).astype(np.int64), size))
+    if found.dtype != np.int64:
+        found = np.minimum(found, FOREVER).astype(np.int64)
+    return np.ascontiguousarray(np.broadcast_to(found, size))

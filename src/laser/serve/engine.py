@@ -106,10 +106,10 @@ class Engine:
             np.zeros(len(history_of_B), np.uint8),
             {name: np.concatenate([part.context[name] for part in parts]) for name in parts[0].context},
         )
-        histories = Requests(key, time, history_of_B, _chosen(events, places))
+        histories = Requests(key, time, history_of_B, _chosen(events, places), "the store")
         rows = np.arange(len(history_of_B))
-        batch = assemble(self.schema, self.items, samples, histories, rows, step=0, global_size=len(rows))
-        return batch.to(self.device)
+        packed = assemble(self.schema, self.items, samples, histories, rows, step=0, global_size=len(rows))
+        return packed.batch().to(self.device)
 
     def score_shared(self, request: CodedRequest, events: Events, out: np.ndarray) -> None:
         """Score one request with history, into ``out`` [B]."""

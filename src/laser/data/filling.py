@@ -1,0 +1,149 @@
+"""Ids on their way into a batch: checked, widened to int64, made distinct by table, in one call of compiled code.
+
+One call, because each gives the interpreter's lock away and has to wait for it again beside threads that hold it.
+Columns have types of their own, so they are handed over by address; unsigned, for a negative id is then a large one,
+and past every limit.
+
+Legend of shape suffixes: C columns; N rows of a column, K ids each; M rows of all marked tables; S marked tables.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import carray
+
+from laser.data.packed import ALIGNMENT
+from laser.seqvault.jit import kernel, pointer
+
+COLUMN = np.dtype(
+    [
+        ("ids", np.int64),  # address of N x K ids, or of what ``rows`` chooses from
+        ("known", np.int64),  # how many there are
+        ("size", np.int64),  # bytes of an id
+        ("rows", np.int64),  # address of int64 [N], rows of ``ids``; 0: row by row. Behind the column that fills them
+        ("count", np.int64),  # N
+        ("width", np.int64),  # K
+        ("limit", np.uint64),  # every id is below; 0: any value is right
+        ("wide", np.int64),  # address of int64 [N * K], to be filled with the ids
+        ("table", np.int64),  # position among the marked tables; -1: not among them
+        ("place", np.int64),  # address of int32 [N * K], to be filled with places among the table's distinct ids
+    ]
+)
+
+
+@kernel
+def fill_columns(
+    columns_C: np.ndarray, mark_M: np.ndarray, first_S1: np.ndarray, free: int, count_S: np.ndarray
+) -> int:
+    """Fill what the columns point to; -1, or the first column with an id out of range.
+
+    Args:
+        columns_C: ``COLUMN`` [C].
+        mark_M: int32 [M], zeros; becomes the place of each id that occurs, table after table.
+        first_S1: int64 [S + 1], where each table begins in ``mark_M``.
+        free: address of memory for the distinct ids, int64, ascending, each table's at a multiple of ``ALIGNMENT``.
+        count_S: int64 [S], becomes the number of distinct ids of each table.
+    """
+    for index in range(len(columns_C)):
+        column = columns_C[index]
+        mark = _of_table(mark_M, first_S1, column.table)
+        if column.size == 1:
+            sound = _first_pass(column, carray(pointer(column.ids), column.known, np.uint8), mark)
+        elif column.size == 2:
+            sound = _first_pass(column, carray(pointer(column.ids), column.known, np.uint16), mark)
+        elif column.size == 4:
+            sound = _first_pass(column, carray(pointer(column.ids), column.known, np.uint32), mark)
+        else:
+            sound = _first_pass(column, carray(pointer(column.ids), column.known, np.uint64), mark)
+        if not sound:
+            return index
+    for table in range(len(count_S)):
+        count_S[table] = _number(_of_table(mark_M, first_S1, table), free)
+        free += -(-count_S[table] * 8 // ALIGNMENT) * ALIGNMENT
+    for index in range(len(columns_C)):
+        column = columns_C[index]
+        mark = _of_table(mark_M, first_S1, column.table)
+        if column.size == 1:
+            _second_pass(column, carray(pointer(column.ids), column.known, np.uint8), mark)
+        elif column.size == 2:
+            _second_pass(column, carray(pointer(column.ids), column.known, np.uint16), mark)
+        elif column.size == 4:
+            _second_pass(column, carray(pointer(column.ids), column.known, np.uint32), mark)
+        else:
+            _second_pass(column, carray(pointer(column.ids), column.known, np.uint64), mark)
+    return -1
+
+
+@kernel
+def _of_table(mark_M: np.ndarray, first_S1: np.ndarray, table: int) -> np.ndarray:
+    return mark_M[first_S1[table] : first_S1[table + 1]] if table >= 0 else mark_M[:0]
+
+
+@kernel
+def _first_pass(column: Any, ids: np.ndarray, mark: np.ndarray) -> bool:
+    """Check one column, mark its ids unless ``mark`` is empty, and widen them if they are not chosen by rows."""
+    if column.rows > 0:
+        return _check_rows(column, ids, mark)
+    wide, highest = carray(pointer(column.wide), len(ids), np.int64), np.uint64(0)
+    # Two loops, for the first one alone uses vectors.
+    for at in range(len(ids)):
+        highest = max(highest, np.uint64(ids[at]))
+        wide[at] = ids[at]
+    if column.limit > 0 and highest >= column.limit and len(ids) > 0:
+        return False
+    if len(mark) > 0:
+        for at in range(len(ids)):
+            mark[ids[at]] = 1
+    return True
+
+
+@kernel
+def _check_rows(column: Any, ids: np.ndarray, mark: np.ndarray) -> bool:
+    rows, width = carray(pointer(column.rows), column.count, np.int64), column.width
+    # Each row once, where that takes no more memory than the rows that are asked for.
+    known = np.zeros(len(ids) // width if len(ids) <= column.count * width else 0, np.bool_)
+    for row in rows:
+        if len(known) > 0:
+            if known[row]:
+                continue
+            known[row] = True
+        for entry in range(row * width, (row + 1) * width):
+            if np.uint64(ids[entry]) >= column.limit:
+                return False
+            if len(mark) > 0:
+                mark[ids[entry]] = 1
+    return True
+
+
+@kernel
+def _number(mark: np.ndarray, free: int) -> int:
+    """Marks become places; the ids that are marked go to memory at ``free``. Returns how many there are."""
+    ids, found = carray(pointer(free), len(mark), np.int64), 0
+    for row in range(len(mark)):
+        if mark[row]:
+            ids[found] = row
+            mark[row] = found
+            found += 1
+    return found
+
+
+@kernel
+def _second_pass(column: Any, ids: np.ndarray, mark: np.ndarray) -> None:
+    """Places of one column's ids, unless ``mark`` is empty; where they are chosen by rows, the ids too."""
+    total = column.count * column.width
+    wide, place = carray(pointer(column.wide), total, np.int64), carray(pointer(column.place), total, np.int32)
+    if column.rows == 0:
+        if len(mark) > 0:
+            for at in range(total):
+                place[at] = mark[ids[at]]
+        return
+    rows, width, at = carray(pointer(column.rows), column.count, np.int64), np.uint64(column.width), np.uint64(0)
+    for row in rows:
+        first = np.uint64(row) * width
+        for entry in range(first, first + width):
+            wide[at] = ids[entry]
+            if len(mark) > 0:
+                place[at] = mark[ids[entry]]
+            at += np.uint64(1)

@@ -1,0 +1,143 @@
+"""Which ids of a batch look up which table, and filling all of them in.
+
+Legend of shape suffixes: N rows of a field, K ids each; S tables whose ids are marked.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from laser.data.distinct import distinct
+from laser.data.filling import COLUMN, fill_columns
+from laser.data.packed import Form, Packed, aligned
+from laser.schema import Feature, Kind, Schema
+from laser.seqvault.ragged import Ragged
+
+MOST_MARKS = 1 << 24
+"""Tables of so many rows or fewer are marked row by row (4 bytes each, for a moment); larger ones are sorted."""
+
+INT64, INT32 = np.dtype(np.int64), np.dtype(np.int32)
+
+Arrays = Mapping[tuple[str, str | None], np.ndarray]
+"""A batch's arrays by field and name."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the ids of a field come from: ``values`` [N] or [N, K], or their rows that the field's item codes name.
+
+    Args:
+        feature: of the field.
+        values: in any integer type.
+        rows: N, when rows of ``values`` are chosen.
+    """
+
+    feature: Feature
+    values: np.ndarray
+    rows: int | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the field."""
+        return (len(self.values) if self.rows is None else self.rows, *self.values.shape[1:])
+
+
+def item_sources(schema: Schema, items: Mapping[str, np.ndarray], item_N: np.ndarray) -> list[Source]:
+    """Item codes and what is known about these items, as ``schema.target``."""
+    side = [Source(feature, items[feature.name], len(item_N)) for feature in schema.of_kind(Kind.ITEM_SIDE)]
+    return [Source(schema.item, item_N), *side]
+
+
+def event_sources(schema: Schema, items: Mapping[str, np.ndarray], events: Ragged) -> list[Source]:
+    """All that is known about events, as ``schema.history``."""
+    own = [Source(feature, events[feature.name]) for feature in schema.of_kind(Kind.EVENT_SIDE)]
+    return [*item_sources(schema, items, events[schema.item.name]), *own]
+
+
+class Lookups:
+    """The tables that a batch looks up.
+
+    Args:
+        schema: of the data set.
+        sources: by dictionary of the batch: history, target, context.
+    """
+
+    def __init__(self, schema: Schema, sources: Mapping[str, Sequence[Source]]) -> None:
+        self.sources = sources
+        self.counts: dict[str, int] = {}
+        """Ids of the batch by table."""
+        for source in (source for part in sources.values() for source in part):
+            if (table := source.feature.table) is not None:
+                self.counts[table] = self.counts.get(table, 0) + math.prod(source.shape)
+        rows = {table: schema.tables[table].rows for table in self.counts}
+        self.most_bytes = sum(aligned(8 * min(rows[table], count)) for table, count in self.counts.items())
+        """That distinct ids can take."""
+        self.marked = [table for table, count in self.counts.items() if rows[table] <= min(MOST_MARKS, 64 * count)]
+        self.first_S1 = np.cumsum([0, *(rows[table] for table in self.marked)])
+
+    def fill(self, packed: Packed, arrays: Arrays, others: Mapping[str, np.ndarray]) -> Source | None:
+        """Write the ids of all sources, the distinct ones and their places; returns a source with ids out of range.
+
+        Args:
+            packed: the batch; distinct ids are added to it.
+            arrays: its arrays.
+            others: fields that are no lookups, to be written as int64.
+        """
+        sources = [source for part in self.sources.values() for source in part]
+        # Other memory with the same values must not go before its address has been used.
+        held = [np.ascontiguousarray(values) for values in (*(s.values for s in sources), *others.values())]
+        columns_C = np.array(self._columns(held, arrays) + _plain(held[len(sources) :], list(others), arrays), COLUMN)
+        mark_M, count_S = np.zeros(self.first_S1[-1], np.int32), np.zeros(len(self.marked), np.int64)
+        bad = fill_columns(columns_C, mark_M, self.first_S1, packed.address + packed.first[-1], count_S)
+        if bad >= 0:
+            return sources[bad]
+        for table, count in zip(self.marked, count_S.tolist(), strict=True):
+            packed.add(Form("distinct", table, INT64, (count,)))
+        for table in self.counts:
+            if table not in self.marked:
+                self._sort(table, packed, arrays)
+        return None
+
+    def _columns(self, held: Sequence[np.ndarray], arrays: Arrays) -> list[tuple[int, ...]]:
+        position = {table: index for index, table in enumerate(self.marked)}
+        place = {table: _address(arrays["place", table]) for table in self.counts}
+        columns, values = [], iter(held)
+        for field, sources in self.sources.items():
+            wide = [_address(arrays[field, source.feature.name]) for source in sources]
+            for source, to, ids in zip(sources, wide, values):
+                table, limit = source.feature.table or "", source.feature.cardinality or 0
+                rows, width = 0 if source.rows is None else wide[0], math.prod(source.shape[1:])
+                columns.append((
+                    _address(ids), ids.size, ids.itemsize, rows, source.shape[0], width, limit, to,
+                    position.get(table, -1), place.get(table, 0),
+                ))  # fmt: skip
+                if table:
+                    place[table] += INT32.itemsize * math.prod(source.shape)
+        return columns
+
+    def _sort(self, table: str, packed: Packed, arrays: Arrays) -> None:
+        """Distinct ids of a large table."""
+        ids = [
+            arrays[field, source.feature.name].reshape(-1)
+            for field, sources in self.sources.items()
+            for source in sources
+            if source.feature.table == table
+        ]
+        ids_R, place_N = distinct(ids)
+        packed.add(Form("distinct", table, INT64, ids_R.shape))[:] = ids_R
+        arrays["place", table][:] = place_N
+
+
+def _plain(held: Sequence[np.ndarray], fields: Sequence[str], arrays: Arrays) -> list[tuple[int, ...]]:
+    return [
+        (_address(values), values.size, values.itemsize, 0, len(values), 1, 0, _address(arrays[field, None]), -1, 0)
+        for field, values in zip(fields, held, strict=True)
+    ]
+
+
+def _address(values: np.ndarray) -> int:
+    return values.__array_interface__["data"][0]
