@@ -324,39 +324,55 @@ trainer:
 
 
 def lost_process(runs: Runs, how: signal.Signals) -> str:
-    """Kill or stop the second of two processes; it must be named once."""
+    """Kill or stop the second of two processes; it must be named once, and both must end.
+
+    A killed one is named after some 5 s, a stopped one after 3/4 of ``timeout_seconds``.
+    """
     run = runs.root / f"lost {how.name}"
     run.mkdir()
     (run / "recipe.yaml").write_text(RECIPE)
     accelerator = "gpu" if runs.device == "cuda" else "cpu"
     command = [sys.executable, "-m", "laser.cli", "fit", "-c", str(run / "recipe.yaml"), "--data.path", str(runs.data)]
     command += ["--trainer.default_root_dir", str(run), "--trainer.accelerator", accelerator]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment())
+    errors = run / "stderr"  # a file: a child that is left over would keep a pipe open
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors.open("w"), env=environment())
     children: list[int] = []
+
+    def wait_for(condition: Callable[[], bool], seconds: float, otherwise: str) -> None:
+        end = time.monotonic() + seconds
+        while not condition():
+            if time.monotonic() > end or (not children and process.poll() is not None):
+                raise RuntimeError(f"{otherwise}: {errors.read_text()[-400:]}")
+            time.sleep(0.1)
+
     try:
-        end = time.monotonic() + min(60, runs.checks.left - 10)
-        while not (run / "checkpoints" / "last.ckpt").exists():
-            if process.poll() is not None or time.monotonic() > end:
-                process.kill()
-                raise RuntimeError(f"no checkpoint: {process.communicate()[1][-400:]}")
-            time.sleep(0.2)
+        wait_for((run / "checkpoints" / "last.ckpt").exists, min(90, runs.checks.left - 45), "no checkpoint")
         for file in Path(f"/proc/{process.pid}/task").glob("*/children"):
-            children += [int(child) for child in file.read_text().split()]
-        children = [c for c in children if "laser.cli" in Path(f"/proc/{c}/cmdline").read_text()]
+            children += [int(child) for child in file.read_text().split() if trains(int(child))]
         os.kill(children[0], how)
         began = time.monotonic()
-        errors = process.communicate(timeout=max(min(70, runs.checks.left), 10))[1]
+        wait_for(lambda: process.poll() is not None, 40, "still running 40 s later")
+        took = time.monotonic() - began
+        wait_for(lambda: not any(map(trains, children)), 5, "outlived by the process that was stopped")
     finally:
         process.kill()
-        for child in children:
-            if Path(f"/proc/{child}").exists():
-                os.kill(child, signal.SIGKILL)
-    said = [line for line in errors.splitlines() if line.startswith("laser: ")]
-    assert len(said) == 1, f"said {len(said)} times, exit code {process.returncode}: {errors[-400:]}"
+        process.wait()
+        for child in filter(trains, children):
+            os.kill(child, signal.SIGKILL)
+    lines = errors.read_text().splitlines()
+    said = [line for line in lines if line.startswith("laser: ")]
+    assert len(said) == 1, f"said {len(said)} times, exit code {process.returncode}: {' '.join(lines)[-400:]}"
     assert "process 1 of 2 was lost" in said[0], said[0]
     assert process.returncode == 3, f"exit code {process.returncode}"
-    others = len(errors.splitlines()) - 1
-    return f"named after {time.monotonic() - began:.0f} s, {others} other lines on stderr"
+    return f"both ended after {took:.0f} s, {len(lines) - 1} other lines on stderr"
+
+
+def trains(process: int) -> bool:
+    """Whether it is a training process that is not dead; of a dead one the command line is empty."""
+    try:
+        return "laser.cli" in Path(f"/proc/{process}/cmdline").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def step_benchmark(options: argparse.Namespace, left: float) -> str:
@@ -398,7 +414,7 @@ def main() -> int:
             run_jobs(runs)
             compare(runs, checks)
         for how in (signal.SIGKILL, signal.SIGSTOP):
-            if pair and "lost" not in options.skip and checks.left > 40:
+            if pair and "lost" not in options.skip and checks.left > 60:
                 checks.check(f"a process lost by {how.name} is named", lambda how=how: lost_process(runs, how))
     print("\n" + "\n".join(checks.lines))
     print(f"{checks.failed} failed of {len(checks.lines)}, {time.monotonic() - checks.began:.0f} s")

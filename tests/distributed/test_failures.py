@@ -92,12 +92,15 @@ def lives(process: int) -> bool:
         return False
 
 
-@pytest.mark.parametrize(
-    ("victim", "how", "seconds"), [(1, signal.SIGKILL, 10), (0, signal.SIGKILL, 10), (1, signal.SIGSTOP, 30)]
-)
-def test_a_lost_process_is_named_once(start, tmp_path, victim, how, seconds):
+@pytest.mark.parametrize(("victim", "how"), [(1, signal.SIGKILL), (0, signal.SIGKILL)])
+def test_a_lost_process_is_named_once(start, tmp_path, victim, how):
     process = start(LASER, tmp_path, 10_000)
     wait_for(lambda: steps_saved(tmp_path) > 0, process)
+    check_named(process, victim, how, 10)
+
+
+def check_named(process: subprocess.Popen, victim: int, how: signal.Signals, seconds: float) -> None:
+    """Kill or stop one of two processes: the other one says so once, and both end in time."""
     child = trainers(process)[0]
     os.kill(process.pid if victim == 0 else child, how)
     began = time.monotonic()
@@ -113,6 +116,43 @@ def test_a_lost_process_is_named_once(start, tmp_path, victim, how, seconds):
     assert process.returncode == (-signal.SIGKILL if victim == 0 else 3)
 
 
+@pytest.mark.parametrize(
+    ("victim", "how", "seconds"), [(1, signal.SIGKILL, 7), (0, signal.SIGKILL, 7), (1, signal.SIGSTOP, 17)]
+)
+def test_it_is_named_by_a_process_that_only_waits(start, tmp_path, monkeypatch, victim, how, seconds):
+    """As under NCCL, where no operation fails: the main thread of the process that is left sleeps."""
+    (tmp_path / "sleepy.py").write_text(f"""
+import time
+from pathlib import Path
+from lightning.pytorch import Callback
+class Sleepy(Callback):
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_rank == {1 - victim} and trainer.global_step == 6:
+            Path({str(tmp_path / "asleep")!r}).touch()
+            time.sleep(1000)
+""")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    process = start(LASER, tmp_path / "run", 10_000, "--trainer.callbacks+", "sleepy.Sleepy")
+    wait_for((tmp_path / "asleep").exists, process)
+    check_named(process, victim, how, seconds)
+    assert (tmp_path / "run" / "metrics.csv").read_text().count("\n") == 7
+
+
+def test_a_process_that_ends_first_is_not_lost(start, tmp_path, monkeypatch):
+    """Nor when the store that it kept is gone for longer than one waits for a lost process."""
+    (tmp_path / "late.py").write_text("""
+import time
+from lightning.pytorch import Callback
+class Late(Callback):
+    def teardown(self, trainer, pl_module, stage):
+        time.sleep(8 if trainer.global_rank == 1 else 0)
+""")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    process = start(LASER, tmp_path / "run", 1, "--trainer.callbacks+", "late.Late")
+    assert process.communicate(timeout=100)[1] == ""
+    assert process.returncode == 0
+
+
 def test_metrics_of_a_step_are_there_before_its_checkpoint(start, tmp_path, monkeypatch):
     """Killed as soon as a checkpoint is whole, before Lightning logs the step."""
     (tmp_path / "faulty.py").write_text("""
@@ -126,7 +166,7 @@ class Deadly(ModelCheckpoint):
         if trainer.global_step == 6:
             os.kill(os.getpid(), signal.SIGKILL)
 """)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     process = start(LASER, tmp_path / "run", 10_000, "--trainer.devices", "1", "--trainer.callbacks+", "faulty.Deadly")
     process.communicate(timeout=100)
     assert process.returncode == -signal.SIGKILL
@@ -143,7 +183,7 @@ class Faulty(Callback):
         if trainer.global_rank == 1 and trainer.global_step == 6:
             raise ValueError("batch 6 is odd")
 """)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     process = start(LASER, tmp_path / "run", 10_000, "--trainer.callbacks+", "faulty.Faulty")
     errors = process.communicate(timeout=100)[1]
     assert errors.splitlines() == ["laser fit: batch 6 is odd"]

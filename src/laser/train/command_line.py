@@ -16,13 +16,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from laser.saying import leave
 from laser.train.callbacks import RunRecord, Throughput
 from laser.train.checkpoint import read_facts
 from laser.train.checkpoint_files import existing
 from laser.train.datamodule import CTRDataModule
 from laser.train.dropped_options import dropped_options
-from laser.train.failures import ProcessLost
+from laser.train.failures import ProcessLost, leave_lost
 from laser.train.module import CTRModule
 from laser.train.predictions import PredictionWriter
 from laser.train.profiling import StepProfile
@@ -34,8 +33,6 @@ from laser.train.tracking import Tracking
 CHECKPOINTS = "checkpoints"
 STRICT = {"exit_on_error": False, "allow_abbrev": False}
 """Options of parsers: errors are ours to report, and an abbreviated option would hide a misspelt one."""
-LOST = 3
-"""Exit code when another process of the run was lost."""
 
 
 class SaveRecipe(SaveConfigCallback):
@@ -250,10 +247,7 @@ def run_training(arguments: list[str]) -> None:
     except MisconfigurationException as error:  # Lightning's name for a trainer that cannot be built as asked
         raise ValueError(f"the trainer cannot run as configured: {error}") from error
     except ProcessLost:
-        # Destructors of a process group that lost a member may wait for it, or abort.
-        sys.stdout.flush()
-        leave()
-        os._exit(LOST)
+        leave_lost()
 
 
 def quieten() -> None:
