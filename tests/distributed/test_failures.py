@@ -117,14 +117,19 @@ def check_named(process: subprocess.Popen, victim: int, how: signal.Signals, sec
 
 
 @pytest.mark.parametrize(
-    ("victim", "how", "seconds"), [(1, signal.SIGKILL, 7), (0, signal.SIGKILL, 7), (1, signal.SIGSTOP, 17)]
+    ("victim", "how", "timeout", "seconds"),
+    [(1, signal.SIGKILL, 200, 7), (0, signal.SIGKILL, 200, 7), (1, signal.SIGSTOP, 20, 17)],
 )
-def test_it_is_named_by_a_process_that_only_waits(start, tmp_path, monkeypatch, victim, how, seconds):
+def test_it_is_named_by_a_process_that_only_waits(start, tmp_path, monkeypatch, victim, how, timeout, seconds):
     """As under NCCL, where no operation fails: the main thread of the process that is left sleeps."""
     (tmp_path / "sleepy.py").write_text(f"""
 import time
 from pathlib import Path
 from lightning.pytorch import Callback
+from lightning.pytorch.loggers.logger import DummyLogger
+class Closed(DummyLogger):
+    def finalize(self, status):
+        Path({str(tmp_path / "closed")!r}).write_text(status)
 class Sleepy(Callback):
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         if trainer.global_rank == {1 - victim} and trainer.global_step == 6:
@@ -132,10 +137,12 @@ class Sleepy(Callback):
             time.sleep(1000)
 """)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
-    process = start(LASER, tmp_path / "run", 10_000, "--trainer.callbacks+", "sleepy.Sleepy")
+    options = ["--trainer.callbacks+", "sleepy.Sleepy", "--trainer.logger+", "sleepy.Closed"]
+    options += ["--trainer.strategy.init_args.timeout_seconds", str(timeout)]
+    process = start(LASER, tmp_path / "run", 10_000, *options)
     wait_for((tmp_path / "asleep").exists, process)
     check_named(process, victim, how, seconds)
-    assert (tmp_path / "run" / "metrics.csv").read_text().count("\n") == 7
+    assert (tmp_path / "closed").read_text() == "failed"
 
 
 def test_a_process_that_ends_first_is_not_lost(start, tmp_path, monkeypatch):
