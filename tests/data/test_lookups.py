@@ -32,6 +32,7 @@ def schema_of(item: str, side: str, tags: str) -> Schema:
             feature("tags", Kind.ITEM_SIDE, side, 30, "tag", 3),
             feature("item", Kind.ITEM, item, ITEMS, "item"),
             feature("price", Kind.ITEM_SIDE, side, 9, None),
+            feature("brand", Kind.ITEM_SIDE, side, 100, "brand"),
             feature("event_tags", Kind.EVENT_SIDE, tags, 30, "tag", 2),
             feature("rating", Kind.EVENT_SIDE, "uint8", 6, "rating"),
             feature("wanted_tag", Kind.CONTEXT, "int16", 30, "tag"),
