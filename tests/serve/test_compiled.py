@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from laser.seqvault import SeqVault
 from laser.serve import Request, Scorer
 from laser.serve.bundle import Bundle, checksum
 from laser.serve.network import build_network
-from laser.serve.writing import Trained, write_bundle
+from laser.serve.writing import Trained, try_compiled, write_bundle
 from tests.serve.conftest import DIN, LASER
 
 NOW = 1_700_000_000
@@ -105,6 +106,19 @@ def test_code_that_does_not_fit_is_refused(compiled, prepared, tmp_path):
             with pytest.raises(ValueError, match=sentence):
                 Scorer(bundle, vault, compiled=True)
         Scorer(tmp_path / "c", vault)  # what is not asked for is not looked at
+
+
+def test_code_that_ends_its_process_does_not_end_this_one(compiled, tmp_path, monkeypatch):
+    try_compiled(compiled, "cpu")
+    crash = "import os, signal, torch\ntorch._inductor.aoti_load_package = lambda *_: os.kill(os.getpid(), signal.SIGSEGV)"
+    (tmp_path / "sitecustomize.py").write_text(crash + "\n")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    with pytest.raises(ValueError, match="native code for cpu was made, but .* ended with SIGSEGV; leave out --compile"):
+        try_compiled(compiled, "cpu")
+    code = shutil.copytree(compiled, tmp_path / "bundle") / CODE
+    code.write_bytes(b"rubbish")
+    with pytest.raises(ValueError, match=r"ended with ValueError.*is not what was written"):
+        try_compiled(tmp_path / "bundle", "cpu")
 
 
 def test_code_of_another_model_is_found_out(compiled, prepared, tmp_path):

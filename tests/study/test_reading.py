@@ -17,7 +17,7 @@ from laser.study import figures
 from laser.study.conclusions import against, differences_table, quality_table, selection, trials, trials_table
 from laser.study.reading import COLUMNS, ModelRuns, PackedRun, read_runs, read_study
 
-COMMITTED = Path(__file__).parents[2] / "benchmarks/results/assistments2017_study_h100_2026-11-25"
+COMMITTED = Path(__file__).parents[2] / "benchmarks/results/assistments2017_study_2026-11-29"
 
 
 def model(name: str, auc: dict[int, float], validation: dict[int, float] | None = None, macs: int = 10**6) -> ModelRuns:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +41,11 @@ from laser.serve.requests import CodedRequest
 from laser.serve.rows import Precision, entries
 from laser.tensor_file import Entry, write_tensors
 
+LOAD = (
+    "import sys; from pathlib import Path; from laser.serve.bundle import Bundle; "
+    "from laser.serve.loading import load_engine; "
+    "load_engine(Bundle.open(Path(sys.argv[1])), device=sys.argv[2], compiled=True)"
+)
 GOLDEN_REQUESTS, GOLDEN_CANDIDATES = 8, 8
 
 
@@ -76,7 +84,7 @@ def write_bundle(
 
     Raises:
         ValueError: when weights and options do not fit each other, the two ways of scoring differ, or the model cannot
-            be compiled.
+            be compiled, or what was compiled does not run.
     """
     schema = data.schema
     schema.save(folder / SCHEMA)
@@ -116,8 +124,25 @@ def write_bundle(
     bundle = Bundle.open(folder)
     load_engine(bundle)
     if compiled is not None:
-        load_engine(bundle, device=compiled, compiled=True)
+        try_compiled(folder, compiled)
     return bundle
+
+
+def try_compiled(folder: Path, device: str) -> None:
+    """Let another process load the native code and answer the golden requests, lest a fault in it end this one.
+
+    Raises:
+        ValueError: when it cannot, with its last words.
+    """
+    command = [sys.executable, "-c", LOAD, str(folder), device]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    if done.returncode:
+        killed = done.returncode < 0
+        how = signal.Signals(-done.returncode).name if killed else (done.stderr.strip().splitlines() or ["no words"])[-1]
+        raise ValueError(
+            f"native code for {device} was made, but a process that loaded it to try it ended with {how}; leave out "
+            "--compile"
+        )
 
 
 def _compile(bundle: Bundle, device: str) -> dict[str, str]:
