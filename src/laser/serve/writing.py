@@ -138,7 +138,9 @@ def try_compiled(folder: Path, device: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     if done.returncode:
         killed = done.returncode < 0
-        how = signal.Signals(-done.returncode).name if killed else (done.stderr.strip().splitlines() or ["no words"])[-1]
+        how = (
+            signal.Signals(-done.returncode).name if killed else (done.stderr.strip().splitlines() or ["no words"])[-1]
+        )
         raise ValueError(
             f"native code for {device} was made, but a process that loaded it to try it ended with {how}; leave out "
             "--compile"
