@@ -45,6 +45,15 @@ def test_take_equals_indexing_for_columns_of_any_type(kind):
         whole.take(np.array([3, 50], kind))
 
 
+def test_take_of_columns_that_are_not_contiguous():
+    table = np.arange(60).reshape(10, 6)
+    whole = Samples(table[:, 0], table[::-1, 1], table[:, 2], table[:, 3], {"tags": table[:, 4:]})
+    part = whole.take(np.array([9, 2]))
+    assert part.user_N.tolist() == [54, 12]
+    assert part.item_N.tolist() == [1, 43]
+    assert part.context["tags"].tolist() == [[58, 59], [16, 17]]
+
+
 def test_columns_stay_compact(prepared):
     """4 + 4 + 8 + 1 bytes a sample, and its context: what the docstring promises for large splits."""
     with PreparedData(prepared) as data:

@@ -39,6 +39,12 @@ class Samples:
     label_N: np.ndarray
     context: dict[str, np.ndarray]
 
+    def __post_init__(self) -> None:
+        # ``take`` copies rows by address.
+        for name in ("user_N", "item_N", "timestamp_N", "label_N"):
+            object.__setattr__(self, name, np.ascontiguousarray(getattr(self, name)))
+        object.__setattr__(self, "context", {k: np.ascontiguousarray(v) for k, v in self.context.items()})
+
     def __len__(self) -> int:
         return len(self.label_N)
 
@@ -95,7 +101,6 @@ def _take(row_B, count, moves_C3):
 
 
 def _address(values: np.ndarray) -> int:
-    assert values.flags.c_contiguous
     return values.__array_interface__["data"][0]
 
 
