@@ -45,23 +45,23 @@ def test_says_what_the_study_s_own_report_says(committed: list[ModelRuns], packe
     by_name = {one.name: one for one in against(committed, "LASER")}
     assert f"{by_name['LASER, matched events'].p:.3f}" == "0.002"  # p over seeds, not corrected
     assert f"{by_name['DIN'].p:.3f}" == "0.009"
-    assert f" DIN | auc | +0.0030 [+0.0007, +0.0054] | 0.037 | {by_name['DIN'].p:.3f} | " in report
+    assert f" DIN | auc | +0.0030 [+0.0007, +0.0054] | 0.064 | {by_name['DIN'].p:.3f} | " in report
     found = trials(packed, committed)
     for one in found:
         if one.label != "transformer":
             said = f"| {one.label} | {one.name.replace('rate', 'rates')} | {one.validation_auc:.4f} | "
             assert said + ("x |" if one.chosen else " |") in re.sub(r"(0\.\d{4}) \| 0\.\d{4} \| ", r"\1 | ", report)
-    assert [one.tested for one in found if one.chosen] == [True] * 6 + [False]
+    assert [one.tested for one in found if one.chosen] == [True] * 9
     assert quality_table(committed, 5).rows[0][1:3] == ("5 of 5", "0.7923 [0.7904, 0.7943]")
-    chosen = {(one.model, one.trial) for one in committed}
-    assert sum(one.tested and (one.model, one.trial) in chosen for one in packed) == 30
+    chosen = {(one.model, one.setting, one.trial) for one in committed}
+    assert sum(one.tested and (one.model, one.setting, one.trial) in chosen for one in packed) == 43
 
 
 def test_the_ablations_beside_it_are_read_as_well(packed: list[PackedRun]) -> None:
     components = read_study(COMMITTED / "components_study.parquet")
-    assert [len(one.seeds) for one in components] == [5, 4, 4, 5, 5, 5]
-    chosen = {(one.model, one.trial) for one in components}
-    assert sum(one.tested and (one.model, one.trial) in chosen for one in packed) == 28
+    assert [len(one.seeds) for one in components] == [5] * 6
+    chosen = {(one.model, one.setting, one.trial) for one in components}
+    assert sum(one.tested and (one.model, one.setting, one.trial) in chosen for one in packed) == 30
 
 
 def test_differences_are_paired_by_seed_and_corrected() -> None:
@@ -119,7 +119,7 @@ def test_figures_name_their_axes(committed: list[ModelRuns], packed: list[Packed
         (axes,) = figure.axes
         assert axes.get_xlabel()
         assert axes.get_ylabel() or len(axes.get_yticklabels())
-    assert len(drawn[4].axes[0].lines) == 30  # not those of a trial that was tested before a better one was there
+    assert len(drawn[4].axes[0].lines) == 43  # not those of a trial that was tested before a better one was there
     costs = drawn[2].axes[0].get_legend_handles_labels()[1]
     assert "SIM: 0.25" in costs
 
