@@ -260,6 +260,7 @@ def mistakes(runs: Path, small: list[str], prepared: Path, tmp_path_factory) -> 
         "other network": ["test", *small, *first, "--model.network.init_args.width", "32"],
         "other optimizer": ["fit", *small, *first, "--ckpt_path", "last", "--model.table_optimizer.name", "sgd"],
         "damaged": ["test", *small, *run, "--ckpt_path", str(damaged)],
+        "an empty file": ["test", *small, *run, "--ckpt_path", str(root / "empty.yaml")],
         "no run": ["report", str(root / "nothing")],
     }
     done = subprocess.run(
@@ -304,6 +305,7 @@ def mistakes(runs: Path, small: list[str], prepared: Path, tmp_path_factory) -> 
         ("other network", ["model.network"]),
         ("other optimizer", ["adagrad", "sgd"]),
         ("damaged", ["damaged.ckpt", "not allowed"]),
+        ("an empty file", ["no checkpoint at", "empty.yaml", "laser fit wrote"]),
         ("no run", ["nothing"]),
     ],
 )

@@ -93,6 +93,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    if not (options.path / "schema.json").is_file():
+        parser.error(f"{options.path} is no prepared data set; give the folder that laser-prep wrote")
     torch.set_num_threads(1)
     rows = []
     print("| workers | calls | interval ms | " + " | ".join(FIELDS) + " |\n" + "|---" * (3 + len(FIELDS)) + "|")

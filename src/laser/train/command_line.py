@@ -56,6 +56,9 @@ class LaserCLI(LightningCLI):
         super().setup_parser(add_subcommands, main_kwargs, subparser_kwargs)
         self._subcommand_parsers["predict"].set_defaults({"return_predictions": False})
 
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: Lightning would open a file in search of options. Ours are folders, and a file is refused later."""
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The seed is given once; profiling is asked for from outside of the trainer."""
         parser.add_argument(
