@@ -18,6 +18,7 @@ import yaml
 from data_prep.file_checks import SEPARATORS, column_names, find_files, format_of, open_text
 from data_prep.recipe import RESERVED
 from data_prep.recipe_sources import Source
+from laser.schema import NO_TABLE_NAMES
 
 SAMPLE_ROWS = 20_000
 FEW_VALUES = 1000
@@ -273,7 +274,7 @@ def _side_info(sample: pa.Table, taken: dict[str, str], label: str | None) -> li
 
 
 def _feature(name: str) -> str:
-    return f"{name}_value" if name.lower() in RESERVED else name
+    return f"{name}_value" if name.lower() in RESERVED or name in NO_TABLE_NAMES else name
 
 
 def _fixed(sample: pa.Table, item: str, name: str) -> bool:

@@ -16,6 +16,7 @@ from data_prep.recipe_rows import Deduplicate, Downsample, Negatives, Rows, User
 from data_prep.recipe_sources import ItemTable, Join, Log, Timestamp, Value
 from data_prep.recipe_split import Split
 from data_prep.timestamps import check_format
+from laser.schema import NO_TABLE_NAMES, no_table_name
 
 SPLITS = ("train", "val", "test")
 RESERVED = frozenset(
@@ -106,6 +107,7 @@ class Recipe:
         from_table = [name for name, feature in self.item_side.items() if not feature.from_log]
         if from_table and self.item_table is None:
             raise ValueError(f"`item_side.{from_table[0]}` needs an `item_table`, or `from_log: true`")
+        _check_tables(self)
         _check_logs(self.log)
         _check_joins(self)
         lacking = set(self.deduplicate.same if self.deduplicate else []) & {"session", "request"}
@@ -124,6 +126,13 @@ class Recipe:
     def name_of(self, part: str) -> str:
         """Name that ``user``, ``item``, ``timestamp`` or ``label`` bears in the prepared data set."""
         return self.names.get(part, part)
+
+
+def _check_tables(recipe: Recipe) -> None:
+    ids = {recipe.name_of("user"): recipe.user, recipe.name_of("item"): recipe.item}
+    for name, feature in (ids | recipe.item_side | recipe.event_side | recipe.context).items():
+        if feature.width and (table := feature.table or name) in NO_TABLE_NAMES:
+            raise ValueError(no_table_name(name, table))
 
 
 def _check_logs(logs: list[Log]) -> None:

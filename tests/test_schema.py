@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from laser.schema import SCHEMA_VERSION, Feature, Kind, Schema, names
+from laser.schema import NO_TABLE_NAMES, SCHEMA_VERSION, Feature, Kind, Schema, names
 
 USER = Feature(name="user", kind=Kind.USER, dtype="uint32", cardinality=10)
 ITEM = Feature(name="item", kind=Kind.ITEM, dtype="uint32", cardinality=50, table="item", width=16)
@@ -72,6 +72,7 @@ def test_fingerprint_changes_with_anything(schema):
         ({"dtype": "object"}, "feature 'item' has dtype 'object'; expected one of"),
         ({"width": None}, "feature 'item' looks up table 'item': set its cardinality and width"),
         ({"cardinality": None}, "feature 'item' looks up table 'item'"),
+        ({"table": "type"}, "feature 'item' looks up table 'type', a name that PyTorch uses; set its `table`"),
         ({"length": 0}, "feature 'item' has length 0 and cardinality 50; both must be at least 1"),
         ({"cardinality": 0}, "feature 'item' has length 1 and cardinality 0"),
         ({"kind": "movie"}, "'movie' is not a valid Kind"),
@@ -126,3 +127,10 @@ def test_a_bad_file(schema, tmp_path, content, words):
 def test_needs_no_torch():
     code = "import sys, laser.schema; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_every_name_that_pytorch_uses_is_known():
+    """A process of its own: the schema is free of torch."""
+    script = "from torch import nn; print(*(name for name in dir(nn.ModuleDict()) if not name.startswith('_')))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) <= NO_TABLE_NAMES

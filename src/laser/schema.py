@@ -23,6 +23,19 @@ SCHEMA_VERSION = 1
 TIMESTAMP_UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "step": 60.0}
 """Seconds per tick. ``step`` is for logs that are ordered but not timed: one position counts as a minute."""
 
+NO_TABLE_NAMES = frozenset(
+    """
+    T_destination add_module apply bfloat16 buffers call_super_init children clear compile cpu cuda double dump_patches
+    eval extra_repr float forward get_buffer get_extra_state get_parameter get_submodule half ipu items keys
+    load_state_dict modules mtia named_buffers named_children named_modules named_parameters parameters pop
+    register_backward_hook register_buffer register_forward_hook register_forward_pre_hook register_full_backward_hook
+    register_full_backward_pre_hook register_load_state_dict_post_hook register_load_state_dict_pre_hook register_module
+    register_parameter register_state_dict_post_hook register_state_dict_pre_hook requires_grad_ set_extra_state
+    set_submodule share_memory state_dict to to_empty train training type update values xpu zero_grad
+    """.split()  # noqa: SIM905
+)
+"""Attributes of PyTorch's dictionaries of modules, in which TorchRec keeps tables by their names."""
+
 INTEGER_DTYPES = ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64")
 FLOAT_DTYPES = ("float32", "float64")
 
@@ -82,9 +95,16 @@ class Feature:
             raise ValueError(f"feature {self.name!r} has dtype {self.dtype!r}; expected one of {INTEGER_DTYPES}")
         if self.table is not None and (self.cardinality is None or self.width is None):
             raise ValueError(f"feature {self.name!r} looks up table {self.table!r}: set its cardinality and width")
+        if self.table in NO_TABLE_NAMES:
+            raise ValueError(no_table_name(self.name, self.table))
         if self.length < 1 or (self.cardinality is not None and self.cardinality < 1):
             sizes = f"length {self.length} and cardinality {self.cardinality}"
             raise ValueError(f"feature {self.name!r} has {sizes}; both must be at least 1")
+
+
+def no_table_name(feature: str, table: str) -> str:
+    """What to say of a table with one of ``NO_TABLE_NAMES``."""
+    return f"feature {feature!r} looks up table {table!r}, a name that PyTorch uses; set its `table` to another name"
 
 
 @dataclass(frozen=True)

@@ -160,3 +160,11 @@ def test_rejected_rows_are_kept(write, log, tmp_path):
 def test_reserved_names(write, tmp_path, key):
     with pytest.raises(ValueError, match=f"'{key}' is reserved"):
         prepare(write(context={key: {"column": "shop"}}), tmp_path / "out")
+
+
+def test_names_that_no_table_may_have(write, tmp_path):
+    """But a feature, when it is not embedded or its table has another name."""
+    with pytest.raises(ValueError, match="feature 'type' looks up table 'type', a name that PyTorch uses; set its"):
+        prepare(write(context={"type": {"column": "shop", "width": 4}}), tmp_path / "out")
+    prepare(write(context={"type": {"column": "shop", "width": 4, "table": "types"}}), tmp_path / "out")
+    prepare(write(context={"type": {"column": "shop"}}), tmp_path / "other")

@@ -75,6 +75,13 @@ def test_well_known_layouts(tmp_path, name, columns, item, unit, label):
     assert report["events"] == ROWS
 
 
+def test_a_column_whose_name_no_table_may_have(tmp_path):
+    log = write(KUAIRAND | {"type": ITEM % 4}, tmp_path / "log.csv")
+    main(["init", str(log), "--out", str(tmp_path / "recipe.yaml")])
+    recipe = load_recipe(tmp_path / "recipe.yaml")
+    assert recipe.item_side["type_value"].column == "type"
+
+
 def test_kinds_of_side_info(tmp_path):
     log = write(KUAIRAND | {"maker": ITEM % 4}, tmp_path / "log.csv")
     main(["init", str(log), "--out", str(tmp_path / "recipe.yaml")])
