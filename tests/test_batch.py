@@ -59,7 +59,7 @@ def test_map_reaches_every_tensor_and_leaves_the_original(batch):
 
 def test_no_field_is_forgotten(batch):
     """A tensor added to Batch must be named in this test, so that map and to are known to reach it."""
-    others = {*DICTS, "step", "global_size", "on_host"}
+    others = {*DICTS, "step", "global_size", "on_host", "distinct_on_host"}
     assert {field.name for field in fields(Batch)} == {*TENSORS, *others}
 
 
@@ -72,5 +72,6 @@ def test_to_another_device_and_back(batch):
     for again in (there, there.to("meta")):
         assert again.on_host is not None
         assert all(map(torch.equal, again.on_host, (batch.off_U1, batch.history_of_B)))
+        assert again.distinct_on_host == batch.distinct
     same = batch.to(torch.device("cpu"), non_blocking=True)
     assert all(torch.equal(tensor, tensors(batch)[name]) for name, tensor in tensors(same).items())

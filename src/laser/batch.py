@@ -64,6 +64,8 @@ class Batch:
     on_host: tuple[Tensor, Tensor] | None = None
     """``off_U1`` and ``history_of_B`` in host memory, where ``to`` left them: sizes are read there without waiting for
     a device."""
+    distinct_on_host: dict[str, Tensor] = field(default_factory=dict)
+    """``distinct`` in host memory likewise."""
 
     def __len__(self) -> int:
         return self.label_B.shape[0]
@@ -76,7 +78,7 @@ class Batch:
     def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
         """A batch with ``function`` applied to every tensor."""
         changes: dict[str, Any] = {}
-        for part in fields(self):
+        for part in (part for part in fields(self) if part.name != "distinct_on_host"):
             value = getattr(self, part.name)
             if isinstance(value, Tensor):
                 changes[part.name] = function(value)
@@ -87,7 +89,11 @@ class Batch:
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """Copy to a device."""
         moved = self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
-        return replace(moved, on_host=self.on_host or (self.off_U1, self.history_of_B))
+        return replace(
+            moved,
+            on_host=self.on_host or (self.off_U1, self.history_of_B),
+            distinct_on_host=self.distinct_on_host or self.distinct,
+        )
 
     def record_stream(self, stream: torch.cuda.Stream) -> None:
         """Tell the caching allocator that ``stream`` uses these tensors."""

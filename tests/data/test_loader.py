@@ -292,4 +292,4 @@ def test_batches_on_a_gpu_are_those_of_the_host(data, workers):
     for one, other in zip(loader(data, workers=0), there, strict=True):
         assert other.label_B.is_cuda
         assert other.on_host is not None
-        assert_equal(one, replace(other.map(torch.Tensor.cpu), on_host=None))
+        assert_equal(one, replace(other.map(torch.Tensor.cpu), on_host=None, distinct_on_host={}))

@@ -35,7 +35,7 @@ def tensors(batch: Batch) -> list[torch.Tensor]:
 
 def assert_same(one: Batch, other: Batch) -> None:
     """Names, order of names, values, dtypes and shapes."""
-    for field in fields(Batch):
+    for field in (field for field in fields(Batch) if field.name != "distinct_on_host"):
         a, b = getattr(one, field.name), getattr(other, field.name)
         if isinstance(a, dict):
             assert list(a) == list(b), field.name
@@ -90,14 +90,17 @@ def test_memory_with_other_values_in_it(prepared, packed):
     assert_same(packed_from(prepared, np.arange(300, 340), used).batch(), packed.batch())
 
 
-def test_offsets_stay_on_the_host(packed):
+def test_offsets_and_distinct_ids_stay_on_the_host(packed):
     here, there = packed.batch(), packed.batch(packed.flat.to("meta"))
     assert {tensor.device.type for tensor in tensors(there)} == {"meta"}
     assert there.on_host is not None
     assert torch.equal(there.on_host[0], here.off_U1)
     assert torch.equal(there.on_host[1], here.history_of_B)
-    assert packed.flat.data_ptr() not in {tensor.untyped_storage().data_ptr() for tensor in there.on_host}
-    assert here.on_host is None
+    assert there.distinct_on_host.keys() == here.distinct.keys() != set()
+    assert all(torch.equal(ids, here.distinct[name]) for name, ids in there.distinct_on_host.items())
+    kept = [*there.on_host, *there.distinct_on_host.values()]
+    assert packed.flat.data_ptr() not in {tensor.untyped_storage().data_ptr() for tensor in kept}
+    assert (here.on_host, here.distinct_on_host) == (None, {})
 
 
 def test_on_a_cpu_nothing_is_copied(packed):

@@ -1,4 +1,4 @@
-"""Nothing in the training loop of one process waits for the GPU; several wait in TorchRec's exchange of ids.
+"""Nothing in the training loop waits for the GPU, in one process or in several.
 
 CUDA's debug mode tells of each wait. Of the steps of a real run all is watched: loader, copy to the device, forward,
 backward, clipping, update, logging.
@@ -6,6 +6,8 @@ backward, clipping, update, logging.
 
 from __future__ import annotations
 
+import os
+import socket
 import traceback
 import warnings
 from collections.abc import Iterator
@@ -73,13 +75,13 @@ def test_a_wait_is_seen():
     assert waits[0][0].startswith(__file__)
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_the_training_loop_does_not_wait(prepared: Path, tmp_path: Path, precision: str):
+def waits_of_a_run(prepared: Path, folder: Path, precision: str, devices: int) -> list[str]:
+    """Where the host waited in the steps that are watched."""
     network = partial(Laser, width=32, mixer_tokens=4, mixer_width=32, event_dropout=0.1, token_dropout=0.1)
     module = CTRModule(network, TableOptimizer(), DenseOptimizer())
     trainer = pl.Trainer(
         accelerator="gpu",
-        devices=1,
+        devices=devices,
         strategy=TorchRecStrategy(),
         precision=precision,
         max_steps=LAST + 2,
@@ -90,7 +92,7 @@ def test_the_training_loop_does_not_wait(prepared: Path, tmp_path: Path, precisi
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
-        default_root_dir=tmp_path,
+        default_root_dir=folder,
         callbacks=[Watch()],
     )
     try:
@@ -100,4 +102,26 @@ def test_the_training_loop_does_not_wait(prepared: Path, tmp_path: Path, precisi
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
-    assert not waits, "\n".join(" < ".join(stack) for stack in waits)
+    return [" < ".join(stack) for stack in waits]
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_the_training_loop_does_not_wait(prepared: Path, tmp_path: Path, precision: str):
+    waits = waits_of_a_run(prepared, tmp_path, precision, 1)
+    assert not waits, "\n".join(waits)
+
+
+def process(rank: int, prepared: Path, folder: Path, environment: dict[str, str]) -> None:
+    os.environ.update(environment, LOCAL_RANK=str(rank))
+    waits = waits_of_a_run(prepared, folder, "bf16-mixed", 2)
+    (folder / f"waits.{rank}").write_text("\n".join(waits))
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there are no two GPUs")
+def test_nor_do_two_processes(prepared: Path, tmp_path: Path):
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        port = listener.getsockname()[1]
+    environment = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "NODE_RANK": "0"}
+    torch.multiprocessing.spawn(process, (prepared, tmp_path, environment), nprocs=2)
+    assert [(tmp_path / f"waits.{rank}").read_text() for rank in range(2)] == ["", ""]

@@ -117,6 +117,11 @@ class Packed:
         if there is not None:
             off_U1, history_of_B = map(torch.from_numpy, self.on_host)
             fields["on_host"] = off_U1, history_of_B
+            fields["distinct_on_host"] = {
+                form.name: torch.from_numpy(np.ndarray(form.shape, form.dtype, self._bytes, first).copy())
+                for form, first in zip(self.forms, self.first)
+                if form.field == "distinct"
+            }
         return Batch(**fields, step=self.step, global_size=self.global_size)
 
     def _views(self, flat: Tensor) -> list[Tensor]:

@@ -14,6 +14,7 @@ R distinct ids of it; W embedding width; E concatenated embedding widths.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,6 +71,19 @@ class Embedded:
     context: list[Tensor]
 
 
+class SortedIds(KeyedJaggedTensor):
+    """Ids that ascend in every key.
+
+    Args:
+        on_host: the ids of each key in host memory; empty if they are on a device only.
+        arguments, options: of TorchRec's KeyedJaggedTensor.
+    """
+
+    def __init__(self, on_host: Mapping[str, Tensor], *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.on_host = on_host
+
+
 def columns(index: Tensor) -> Tensor:
     """[N] as [N, 1], [N, K] as it is."""
     return index[:, None] if index.dim() == 1 else index
@@ -109,8 +123,7 @@ class TableEmbeddings(nn.Module):
             fills them), ``None`` is the CPU.
         std: standard deviation of the initial rows.
         seed: of the initial rows.
-        stride: number of bags over which the ids of a table are spread; any fixed number does, as long as it is the
-            same on every process.
+        stride: number of bags over which the ids of a table are spread.
 
     Raises:
         ValueError: when no feature of the history or of the target is embedded.
@@ -160,7 +173,7 @@ class TableEmbeddings(nn.Module):
 
     def forward(self, batch: Batch, *, rows_only: bool = False) -> Any:
         """``Embedded`` of all features of ``batch``; multi-valued ones averaged over their non-zero ids."""
-        return self._rows(batch.distinct) if rows_only else self.embed(batch)
+        return self._rows(batch.distinct, batch.distinct_on_host) if rows_only else self.embed(batch)
 
     def embed(self, batch: Batch, rows: dict[str, Tensor] | None = None) -> Embedded:
         """Embeddings of a batch, with the rows that ``look_up`` gave if it was called before."""
@@ -187,7 +200,7 @@ class TableEmbeddings(nn.Module):
         by_table: dict[str, list[int]] = {name: [] for name in self.tables}
         for position, (feature, _) in enumerate(sources):
             by_table[str(feature.table)].append(position)
-        distinct, place = batch.distinct, batch.place
+        distinct, place, on_host = batch.distinct, batch.place, batch.distinct_on_host
         if not distinct and rows is None:
             pairs = {
                 name: torch.unique(torch.cat([sources[p][1].flatten() for p in places]), return_inverse=True)
@@ -195,8 +208,9 @@ class TableEmbeddings(nn.Module):
             }
             distinct = {name: pair[0] for name, pair in pairs.items()}
             place = {name: pair[1].int() for name, pair in pairs.items()}
+            on_host = {}
         found: list[Found | None] = [None] * len(sources)
-        for name, rows_RW in (rows or self._rows(distinct)).items():
+        for name, rows_RW in (rows or self._rows(distinct, on_host)).items():
             places = by_table[name]
             parts = place[name].split([sources[p][1].numel() for p in places])
             for position, part in zip(places, parts, strict=True):
@@ -204,25 +218,21 @@ class TableEmbeddings(nn.Module):
                 found[position] = Found(rows_RW, part.view_as(ids), average_weights(ids))
         return [field for field in found if field is not None]
 
-    def _rows(self, distinct: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _rows(self, distinct: dict[str, Tensor], on_host: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Rows of the distinct ids of each table."""
-        # Start every look-up before reading the first: sharded collections answer later, and so overlap.
-        answers: list[tuple[list[str], Any]] = []
+        found = {}
         for key, collection in self.collections.items():
             names = [name for name, table in self.tables.items() if f"width_{table.width}" == key]
-            answers.append((names, collection(self._jagged(names, distinct))))
-        return {name: _computable(answer[name].values()) for names, answer in answers for name in names}
+            answer = collection(self._jagged(names, distinct, on_host))
+            found |= {name: _computable(answer[name].values()) for name in names}
+        return found
 
-    def _jagged(self, names: list[str], ids: dict[str, Tensor]) -> KeyedJaggedTensor:
-        """One key per table, its ids spread evenly over ``stride`` bags.
-
-        A fixed stride lets processes with different (or no) samples exchange ids, and one bag per table would
-        serialise FBGEMM's bucketing by row.
-        """
+    def _jagged(self, names: list[str], ids: dict[str, Tensor], on_host: Mapping[str, Tensor]) -> SortedIds:
+        """One key per table, its ids spread evenly over ``stride`` bags, over which FBGEMM's kernels run."""
         counts = [ids[name].shape[0] for name in names]
         values = torch.cat([ids[name] for name in names]) if len(names) > 1 else ids[names[0]]
         offsets = offsets_of_bags(counts, self.stride, values.device)
-        return KeyedJaggedTensor(names, values, offsets=offsets, stride=self.stride, length_per_key=counts)
+        return SortedIds(on_host, names, values, offsets=offsets, stride=self.stride, length_per_key=counts)
 
 
 def offsets_of_bags(counts: list[int], stride: int, device: torch.device) -> Tensor:

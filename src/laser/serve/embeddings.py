@@ -49,7 +49,7 @@ class MappedEmbeddings(TableEmbeddings):
         """One [B, W] tensor per embedded context field."""
         return [self._vectors(feature, context[feature.name]) for feature in self.context]
 
-    def _rows(self, distinct: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _rows(self, distinct: dict[str, Tensor], on_host: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Rows of the distinct ids of each table."""
         return {name: self.mapped[name](ids.cpu()).to(ids.device) for name, ids in distinct.items()}
 

@@ -91,18 +91,11 @@ class RowGradientClip:
     def __init__(self, norm: float, world_size: int) -> None:
         self.norm = norm * world_size
 
-    def __call__(self, module: nn.Module, inputs: Any, answer: Any) -> Any:
-        """Have the looked-up rows pass through, once they are there."""
-        if isinstance(answer, dict):
-            return self._mark(answer)
-        answer.callbacks.append(self._mark)
-        return answer
-
-    def _mark(self, found: dict[str, Any]) -> dict[str, Any]:
-        for jagged in found.values():
-            if (rows := jagged.values()).requires_grad:
+    def __call__(self, module: nn.Module, inputs: Any, found: dict[str, Any]) -> None:
+        """Have the gradients of looked-up rows pass through."""
+        for answer in found.values():
+            if (rows := answer.values()).requires_grad:
                 rows.register_hook(self._clip)
-        return found
 
     def _clip(self, gradient_RW: Tensor) -> Tensor:
         norm_R1 = gradient_RW.float().norm(dim=1, keepdim=True)

@@ -11,7 +11,7 @@ Legend of shape suffixes: N ids of this process; R rows of a table; W embedding 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -27,7 +27,6 @@ from fbgemm_gpu.split_embedding_configs import EmbOptimType, SparseType  # noqa:
 from torchrec.distributed.sharding.dp_sequence_sharding import DpSequenceEmbeddingDist  # noqa: E402
 from torchrec.distributed.sharding.dp_sharding import BaseDpEmbeddingSharding, DpSparseFeaturesDist  # noqa: E402
 from torchrec.optim.fused import EmptyFusedOptimizer, FusedOptimizer, FusedOptimizerModule  # noqa: E402
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor  # noqa: E402
 
 STATE_WIDTH = {EmbOptimType.EXACT_SGD: None, EmbOptimType.EXACT_ROWWISE_ADAGRAD: 1, EmbOptimType.EXACT_ADAGRAD: 2}
 """Dimensions of an optimizer's state of a table; ``None``: it has none."""
@@ -118,11 +117,9 @@ class ReplicatedLookup(nn.Module, FusedOptimizerModule):
         """Weights by table."""
         yield from self.weights.items()
 
-    def forward(self, features: KeyedJaggedTensor) -> Tensor:
-        """Rows [N, W] of the ids of all keys, one key after another; a key is the name of its table."""
-        ids = features.values().split(features.length_per_key())
-        rows = [embedding(part, self.weights[key]) for key, part in zip(features.keys(), ids, strict=True)]
-        return torch.cat(rows).to(self.output)
+    def rows(self, ids: Mapping[str, Tensor], on_host: Mapping[str, Tensor], stride: int) -> dict[str, Tensor]:
+        """As ``laser.train.exchange.Exchange.rows``, of this process's copies."""
+        return {name: embedding(ids[name], weight).to(self.output) for name, weight in self.weights.items()}
 
     def flush(self) -> None:
         """No cache to write back."""

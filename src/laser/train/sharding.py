@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -94,6 +95,7 @@ def shard_collections(
     device: torch.device,
     storage: Storage = Storage(),  # noqa: B008
     rows: Mapping[str, int] | None = None,
+    timeout: timedelta | None = None,
 ) -> None:
     """Replace every EmbeddingCollection in ``model`` by its sharded version with a fused optimizer, rows unset.
 
@@ -106,11 +108,14 @@ def shard_collections(
         device: of this process.
         storage: of the tables.
         rows: of tables that have another number of rows than their feature has ids.
+        timeout: how long a process waits for another.
 
     Raises:
         ValueError: as ``laser.train.placement.place``, or when ``storage`` or ``rows`` names a table that there is not.
     """
-    sharder: Any = TableSharder(fused_params=optimizer.fused_params() | storage.fused_params())
+    if not embedding_collections(model):
+        return
+    sharder: Any = TableSharder(_hosts(device, timeout), optimizer.fused_params() | storage.fused_params())
     group = dist.group.WORLD
     assert group is not None
     environment = ShardingEnv.from_process_group(group)
@@ -134,6 +139,13 @@ def shard_collections(
             sharded.register_forward_hook(RowGradientClip(optimizer.max_row_gradient, dist.get_world_size()))
         parent, _, attribute = name.rpartition(".")
         setattr(model.get_submodule(parent), attribute, sharded)
+
+
+def _hosts(device: torch.device, timeout: timedelta | None) -> dist.ProcessGroup | None:
+    """The processes, to exchange what is in host memory; ``None``: the common group does so."""
+    if device.type == "cpu" or dist.get_world_size() == 1:
+        return None
+    return dist.new_group(backend="gloo", timeout=timeout)  # type: ignore[return-value]
 
 
 def _resized(collection: EmbeddingCollection, rows: Mapping[str, int]) -> EmbeddingCollection:

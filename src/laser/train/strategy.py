@@ -127,7 +127,7 @@ class TorchRecStrategy(CheckpointingStrategy):
         known = {name for name, _ in sharded_collections(module)}
         rows = {name: managed.rows for name, managed in self.managed_ids.items()}
         optimizer, device = module.table_optimizer, self.root_device
-        shard_collections(module, self.sharding, optimizer, device, self.storage, rows)
+        shard_collections(module, self.sharding, optimizer, device, self.storage, rows, self._timeout)
         if self.managed_ids and not known:
             module.managed_ids = manage_ids(module, self.managed_ids, module.initial_rows, optimizer, device)
         for name, collection in sharded_collections(module):
