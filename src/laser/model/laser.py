@@ -61,7 +61,7 @@ class Laser(SequenceModel):
         event_dropout: probability of dropping a history event (0.1 is good for small data).
         token_dropout: probability of dropping an element of the mixer's tokens (0.1 is good for small data).
         embedding_std: standard deviation of initial embeddings.
-        lookup_stride: bags over which the ids of a table are spread for sharded look-ups; the same on all processes.
+        lookup_stride: bags over which the ids of a table are spread for look-ups.
         seed: of initial table rows, dropout masks and the choice of router.
         table_device: device on which tables are created; "meta" leaves them to the training strategy, null is the CPU.
 

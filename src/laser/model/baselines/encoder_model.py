@@ -48,7 +48,7 @@ class EncoderModel(SequenceModel):
         event_dropout: probability of dropping a history event.
         token_dropout: probability of dropping an element of the mixer's tokens.
         embedding_std: standard deviation of initial embeddings.
-        lookup_stride: bags over which the ids of a table are spread for sharded look-ups; the same on all processes.
+        lookup_stride: bags over which the ids of a table are spread for look-ups.
         seed: of initial table rows, dropout masks and the choice of router.
         table_device: device on which tables are created; "meta" leaves them to the training strategy, null is the CPU.
 
