@@ -2,6 +2,7 @@
 # Slurm: one torchrun a host. A host that is lost ends the job, which Slurm queues again; it goes on from the last checkpoint.
 #   sbatch --nodes 8 conf/launch/slurm.sh conf/mine.yaml [any option of laser fit]
 # Before the script: sbatch's own options for other hosts than these, such as --gpus-per-node 4 --cpus-per-task 32.
+# Hosts also talk over gloo, at the addresses of their own names; where these lead nowhere: export GLOO_SOCKET_IFNAME=eth0
 # trainer.default_root_dir must lie on a file system that all hosts share.
 #SBATCH --job-name=laser
 #SBATCH --ntasks-per-node=1
