@@ -128,7 +128,7 @@ class Step:
         if sharded:
             shard_and_fill(network, table, device)
             fused = [collection.fused_optimizer for _, collection in sharded_collections(network)]
-            optimizer = build_optimizer(dense_parameters(network), fused, table, dense)
+            optimizer = build_optimizer(dense_parameters(network), fused, table, dense, gradients=self.flat_gradients)
             self.push, self.optimizers = optimizer.push_table_learning_rate, [optimizer.dense]
             self.reduced = list(dense_parameters(network).values())
             recorded = recorded and device.type == "cuda" and network.recordable
@@ -151,7 +151,10 @@ class Step:
     def backward(self, _batch: Batch) -> None:
         self.loss.backward()
         if self.reduced:
-            average_gradients(self.reduced)
+            average_gradients(self.reduced, self.flat_gradients())
+
+    def flat_gradients(self) -> torch.Tensor | None:
+        return self.network.flat_gradients() if isinstance(self.network, RecordedNetwork) else None
 
     def update(self, _batch: Batch) -> None:
         for optimizer in self.optimizers:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from laser.model.flat import Flat
 from laser.train.gradients import average_gradients, clip_norm, same_everywhere
 
 
@@ -18,8 +19,9 @@ def process(rank: int, folder: str) -> None:
         layer.bias.grad = torch.full((2,), 4.0)
     average_gradients(list(layer.parameters()))
     gradients = [p.grad for p in layer.parameters()]
-    flat_P = torch.full((8,), 1.0 + rank)
-    layer.weight.grad, layer.bias.grad = flat_P[:6].view(2, 3), flat_P[6:]
+    flat = Flat(layer.parameters())
+    flat_P = torch.full((flat.size,), 1.0 + rank)
+    layer.weight.grad, layer.bias.grad = flat.views(flat_P)
     average_gradients(list(layer.parameters()), flat_P if rank == 0 else None)  # apart on the other
     again = [p.grad for p in layer.parameters()]
     torch.save({"first": first, "gradients": gradients, "again": again}, f"{folder}/{rank}.pt")

@@ -12,8 +12,10 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from laser.data.distinct import distinct_ids
 from laser.model.fixed_batch import FILLERS, Room, filled_offsets
+from laser.model.flat import Flat
 from laser.model.laser import Laser
 from laser.model.recording import RecordedNetwork
+from laser.train.flat_adam import FlatAdam
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 OPTIONS = {
@@ -87,8 +89,33 @@ def test_recorded_equals_the_network(schema, make_batch, scatter, options):
         replayed = samples and not ("match" in options and len(set(samples)) < len(samples))
         assert (flat_P is not None) == bool(replayed)
         if flat_P is not None:
-            assert torch.equal(flat_P, torch.cat([p.grad.flatten() for p in recorded.parameters]))
+            assert torch.equal(flat_P, Flat(recorded.parameters).filled([p.grad for p in recorded.parameters]))
     assert 2 <= recorded.recordings <= len(SIZES) - 2
+
+
+def test_steps_with_all_gradients_in_one_tensor(schema, make_batch, scatter):
+    """And with gradients of their own, where a batch is not replayed."""
+    torch.manual_seed(0)
+    network = scatter(Laser(schema, **{**OPTIONS, **MATCH})).to(DEVICE).train()
+    plain = copy.deepcopy(network)
+    recorded = RecordedNetwork(network, list(parts(network)[1].values()))
+    options = {"lr": 0.01, "betas": (0.9, 0.9999), "eps": 1e-8}
+    flat = FlatAdam(recorded.parameters, recorded.flat_gradients, **options)
+    adam = torch.optim.Adam(parts(plain)[1].values(), fused=True, **options)
+    ways = set()
+    for step, (lengths, samples) in enumerate(size for size in SIZES if size[1]):
+        batch = with_distinct(schema, make_batch(schema, lengths, samples, seed=step, step=step)).to(DEVICE)
+        results(plain, plain, batch)
+        results(recorded, network, batch)
+        ways.add(recorded.flat_gradients() is None)
+        for p, q in zip(recorded.parameters, parts(plain)[1].values(), strict=True):
+            q.grad.copy_(p.grad)  # so that rounding does not grow
+        flat.step()
+        adam.step()
+        for name, p in parts(network)[1].items():
+            torch.testing.assert_close(p, parts(plain)[1][name], rtol=1e-6, atol=1e-8, msg=name)
+    assert ways == {True, False}
+    assert recorded.recordings < len(SIZES)  # addresses of parameters stay
 
 
 def test_fillers_share_what_is_missing():

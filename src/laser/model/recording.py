@@ -6,7 +6,7 @@ larger, and the step is recorded anew.
 
 Off the GPU nothing is recorded; the same work on the same tensors is then called step by step (for tests).
 
-Legend of shape suffixes: B samples; P all parameters, one after another.
+Legend of shape suffixes: B samples; P all parameters, one after another (``laser.model.flat``).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from laser.batch import Batch
 from laser.model.fixed_batch import FILLERS, FixedBatch, Room, on_host
+from laser.model.flat import Flat
 from laser.model.output import ModelOutput
 from laser.model.prepared import Prepared
 from laser.ops.segments import capacity_needed, segment_layout
@@ -60,7 +61,7 @@ class RecordedNetwork:
         return ModelOutput(logit_B, None, None)  # type: ignore[arg-type]
 
     def flat_gradients(self) -> Tensor | None:
-        """All dense gradients, one after another, [P]; ``None`` when the last backward pass was not replayed."""
+        """All dense gradients [P], or ``None`` when the last backward pass was not replayed."""
         first = self.parameters[0].grad if self.parameters else None
         if self.fixed is None or first is None or first.data_ptr() != self.d_parameters_P.data_ptr():
             return None
@@ -99,10 +100,9 @@ class RecordedNetwork:
         self.d_rows = {name: torch.zeros_like(each) for name, each in self.fixed.rows.items()}
         self.logit_B = torch.zeros(self.room.samples + FILLERS, device=device)
         self.d_logit_B = torch.zeros_like(self.logit_B)
-        numbers = [parameter.numel() for parameter in self.parameters]
-        self.d_parameters_P = self.logit_B.new_zeros(sum(numbers))
-        flat = self.d_parameters_P.split(numbers)
-        self.gradients = [part.view_as(parameter) for part, parameter in zip(flat, self.parameters)]
+        flat = Flat(self.parameters)
+        self.d_parameters_P = self.logit_B.new_zeros(flat.size)
+        self.gradients = flat.views(self.d_parameters_P)
 
     def _forward(self) -> None:
         assert self.fixed is not None
@@ -118,7 +118,7 @@ class RecordedNetwork:
         gradients = [torch.zeros_like(x) if d is None else d for x, d in zip(inputs, found, strict=True)]
         for d_rows, gradient in zip(self.d_rows.values(), gradients):
             d_rows.copy_(gradient)
-        torch.cat([gradient.flatten() for gradient in gradients[len(self.d_rows) :]], out=self.d_parameters_P)
+        torch._foreach_copy_(self.gradients, gradients[len(self.d_rows) :])
 
     def _record(self, device: torch.device) -> None:
         self.recordings += 1

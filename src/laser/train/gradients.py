@@ -3,7 +3,7 @@
 One reduction of all of them instead of DDP's buckets: they are few beside the tables, DDP copies every gradient into a
 bucket and back even with one process, and its hooks do not see a recorded backward pass (``laser.model.recording``).
 
-Legend of shape suffixes: P all dense parameters, one after another.
+Legend of shape suffixes: P all dense parameters, one after another (``laser.model.flat``).
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from laser.model.flat import Flat
+
 
 @torch.no_grad()
 def average_gradients(parameters: Sequence[nn.Parameter], flat_P: Tensor | None = None) -> None:
@@ -21,7 +23,8 @@ def average_gradients(parameters: Sequence[nn.Parameter], flat_P: Tensor | None 
 
     Args:
         parameters: in the same order on every process.
-        flat_P: where their gradients lie one after another, if they do here; other processes may have them apart.
+        flat_P: their gradients, as ``laser.model.flat`` has them, if they lie so here; other processes may have them
+            apart.
     """
     count = dist.get_world_size()
     if count == 1:
@@ -34,10 +37,10 @@ def average_gradients(parameters: Sequence[nn.Parameter], flat_P: Tensor | None 
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
         gradients.append(parameter.grad)
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
-    dist.all_reduce(flat.div_(count))
-    parts = flat.split([gradient.numel() for gradient in gradients])
-    torch._foreach_copy_(gradients, [part.view_as(gradient) for part, gradient in zip(parts, gradients)])
+    flat = Flat(gradients)
+    whole_P = flat.filled(gradients).div_(count)
+    dist.all_reduce(whole_P)
+    torch._foreach_copy_(gradients, flat.views(whole_P))
 
 
 @torch.no_grad()

@@ -123,7 +123,9 @@ class CTRModule(pl.LightningModule):
         kernels = [kernel for collection in collections for kernel in fused_kernels(collection)] if counting else []
         replicated = [lookup.optimizer for collection in collections for lookup in replicated_tables(collection)]
         dense = dense_parameters(self)
-        optimizer = build_optimizer(dense, fused, self.table_optimizer, self.dense_optimizer, kernels, replicated)
+        optimizer = build_optimizer(
+            dense, fused, self.table_optimizer, self.dense_optimizer, kernels, replicated, self.flat_gradients
+        )
         schedule = build_schedule(
             optimizer, self.schedule, self.warm_up_steps, lambda: self.trainer.estimated_stepping_batches
         )
@@ -141,11 +143,15 @@ class CTRModule(pl.LightningModule):
         self.average.check(self.trainer.strategy.storage)  # type: ignore[attr-defined]
         self.weight_average = WeightAverage(self, self.average)
 
+    def flat_gradients(self) -> Tensor | None:
+        """Of all dense parameters, where a recorded step has them in one tensor; see ``laser.model.flat``."""
+        return self.recorded.flat_gradients() if self.recorded is not None else None
+
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         """As Lightning does, but in three launches where a recorded step has all gradients in one tensor."""
-        flat_P = self.recorded.flat_gradients() if self.recorded is not None else None
+        flat_P = self.flat_gradients()
         if flat_P is None or not gradient_clip_val or gradient_clip_algorithm == "value":
             super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
         else:

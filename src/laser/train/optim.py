@@ -13,8 +13,9 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Adam, AdamW, Optimizer
+from torch.optim import AdamW, Optimizer
 
+from laser.train.flat_adam import FlatAdam
 from laser.train.replicated_tables import ReplicatedOptimizer
 from laser.versions import check_triple
 
@@ -119,24 +120,26 @@ class DenseOptimizer:
     eps: float = 1e-8
     weight_decay: float = 0.0
 
-    def build(self, parameters: Mapping[str, nn.Parameter]) -> Optimizer:
-        """The optimizer of these parameters, by name.
+    def build(
+        self, parameters: Mapping[str, nn.Parameter], gradients: Callable[[], Tensor | None] = lambda: None
+    ) -> Optimizer:
+        """The optimizer of these parameters, by name; ``gradients`` as of ``FlatAdam``.
 
         Raises:
             ValueError: when ``weight_decay`` is negative.
         """
-        options: dict[str, Any] = {"lr": self.learning_rate, "betas": self.betas, "eps": self.eps, "fused": True}
+        options: dict[str, Any] = {"lr": self.learning_rate, "betas": self.betas, "eps": self.eps}
         if self.weight_decay < 0:
             raise ValueError(f"model.dense_optimizer.weight_decay is {self.weight_decay}; give 0 or more")
         if self.weight_decay == 0:
-            return Adam(list(parameters.values()), **options)
+            return FlatAdam(parameters.values(), gradients, **options)
         decayed = [parameter for name, parameter in parameters.items() if is_decayed(name, parameter)]
         kept = [parameter for name, parameter in parameters.items() if not is_decayed(name, parameter)]
         groups = [
             {"params": decayed, "weight_decay": self.weight_decay},
             {"params": kept, "weight_decay": 0.0},
         ]
-        return AdamW(groups, **options)
+        return AdamW(groups, fused=True, **options)
 
 
 def is_decayed(name: str, parameter: nn.Parameter) -> bool:
@@ -174,7 +177,8 @@ class SparseDenseOptimizer(Optimizer):
         self.steps = 0
         """Training steps done; set when a checkpoint is loaded."""
         super().__init__([{"params": [], "lr": table_learning_rate}, *dense.param_groups], defaults={})
-        create_adam_state(dense)
+        if not dense.state:
+            create_adam_state(dense)
         self.state = dense.state
 
     def push_table_learning_rate(self) -> None:
@@ -250,10 +254,12 @@ def build_optimizer(
     dense: DenseOptimizer,
     kernels: Iterable[Any] = (),
     replicated: Iterable[ReplicatedOptimizer] = (),
+    gradients: Callable[[], Tensor | None] = lambda: None,
 ) -> SparseDenseOptimizer:
     """The optimizer of a model whose tables are sharded.
 
     ``parameters`` are the dense ones by name, ``kernels`` FBGEMM's modules of the tables if they must count steps,
-    ``replicated`` the optimizers of tables that are whole on every process.
+    ``replicated`` the optimizers of tables that are whole on every process, ``gradients`` as of ``FlatAdam``.
     """
-    return SparseDenseOptimizer(tables, table.learning_rate, dense.build(parameters), kernels, replicated)
+    inner = dense.build(parameters, gradients)
+    return SparseDenseOptimizer(tables, table.learning_rate, inner, kernels, replicated)

@@ -148,8 +148,7 @@ class TorchRecStrategy(CheckpointingStrategy):
 
     def post_backward(self, closure_loss: torch.Tensor) -> None:
         """Average the gradients of the dense parameters; those of the tables were used up in the backward pass."""
-        recorded = self.module.recorded
-        average_gradients(self.dense, recorded.flat_gradients() if recorded is not None else None)
+        average_gradients(self.dense, self.module.flat_gradients())
 
     def teardown(self) -> None:
         """Let go of a model that was never filled, so that the error which left it so is the one reported."""
