@@ -27,7 +27,7 @@ class Watch(pl.Callback):
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         metrics = self.bar.get_metrics(trainer, pl_module)
         self.shown.append(metrics.pop("train/loss"))
-        self.losses.append(float(trainer.callback_metrics["train/loss"]))
+        self.losses.append(float(outputs["loss"]))
         assert not metrics
         assert not trainer.progress_bar_metrics
 

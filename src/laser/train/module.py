@@ -187,21 +187,31 @@ class CTRModule(pl.LightningModule):
         restore_sizes(self.recorded, checkpoint.get("recorded_sizes", []))  # older checkpoints have none
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Loss of this process's share of the batch; see ``local_loss``. Logged apart: of the clicks, and auxiliary."""
+        """Loss of this process's share of the batch; see ``local_loss``."""
         output = (self.recorded or self.network)(batch)
         loss = local_loss(output.logit_B, batch, self.trainer.world_size, output.auxiliary_loss)
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if batch_idx == 0 or (self.trainer.global_step + 1) % every == 0:
+            self._log_loss(loss.detach(), output, batch)
+        return loss
+
+    def _log_loss(self, loss: Tensor, output: ModelOutput, batch: Batch) -> None:
+        """Mean over all processes; apart, that of the clicks and the auxiliary one.
+
+        Of steps that loggers ask for, and the first of an epoch: Lightning's ``log`` takes the host up to a
+        millisecond.
+        """
         shown = {"train/loss": loss}
         if output.auxiliary_loss is not None:
             shown["train/loss"] = local_loss(output.logit_B.detach(), batch, self.trainer.world_size)
-            shown["train/auxiliary_loss"] = output.auxiliary_loss * self.trainer.world_size
+            shown["train/auxiliary_loss"] = output.auxiliary_loss.detach() * self.trainer.world_size
         # Not by sync_dist: before it reduces, Lightning lets the host wait for the device and all processes.
-        total = torch.stack([value.detach() for value in shown.values()]) / self.trainer.world_size
+        total = torch.stack(list(shown.values())) / self.trainer.world_size
         if self.trainer.world_size > 1:
             dist.all_reduce(total)
         for name, value in zip(shown, total.unbind()):
             # Not for the progress bar, for which the host would wait after each step (``laser.train.progress``).
             self.log(name, value, batch_size=batch.global_size)
-        return loss
 
     def on_validation_start(self) -> None:
         """Evaluate the averages."""

@@ -208,6 +208,15 @@ class SparseDenseOptimizer(Optimizer):
 
         return self.dense.step(backward_and_replicated if self.replicated else closure)
 
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget gradients, without the checks of PyTorch's own, which take the host longer than anything here."""
+        if not set_to_none:
+            super().zero_grad(set_to_none=False)
+            return
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
+
     def hyper_parameters(self) -> list[dict[str, Any]]:
         """Everything in the groups but the parameters."""
         return [{key: value for key, value in group.items() if key != "params"} for group in self.param_groups]

@@ -37,7 +37,7 @@ class SamplesProgressBar(RichProgressBar):
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """Loss and validation metrics, without the logger's version.
 
-        The loss of each step would have to be waited for: it is that of the last one that was logged.
+        The loss of each step would have to be waited for: it is that of the last one that loggers asked for.
         """
         shown = super().get_metrics(trainer, pl_module)
         shown.pop("v_num", None)
