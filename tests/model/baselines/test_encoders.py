@@ -95,7 +95,10 @@ def test_gradient_reaches_every_parameter(schema, batch, kind, options):
     output = model(batch)
     loss = binary_cross_entropy_with_logits(output.logit_B, batch.label_B)
     (loss + (output.auxiliary_loss if output.auxiliary_loss is not None else 0.0)).backward()
-    assert [name for name, p in model.named_parameters() if p.grad.abs().max() == 0] == []
+    # A softmax does not change when all scores do: the gradient of their bias is zero but for rounding.
+    same_for_all = {"encoder.unit.rest.3.bias"} if options.get("softmax") else set()
+    parameters = {name: p for name, p in model.named_parameters() if name not in same_for_all}
+    assert [name for name, p in parameters.items() if p.grad.abs().max() == 0] == []
 
 
 def results(model, batches):
