@@ -293,6 +293,7 @@ def test_who_gives_up_while_waiting_for_a_turn_is_not_served(path: Path, monkeyp
                 assert begun.wait(60)
                 with pytest.raises(TimeoutError, match=r"no answer within 0.5 s"):
                     hasty.append([1], {"time": [2]})
+                time.sleep(1)  # until the service has heard of it, which takes longer where the machine is busy
                 go_on.set()
                 busy.join()
         finally:
