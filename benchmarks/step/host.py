@@ -22,7 +22,6 @@ from lightning.pytorch.trainer import call
 
 from laser.cli import main
 from laser.model.sequence_model import SequenceModel
-from laser.train.flat_adam import FlatAdam
 from laser.train.module import CTRModule
 from laser.train.optim import SparseDenseOptimizer
 
@@ -44,11 +43,10 @@ PARTS: dict[str, tuple[Any, str]] = {
     "clipping": (CTRModule, "configure_gradient_clipping"),
     "zero_grad": (SparseDenseOptimizer, "zero_grad"),
     "callbacks": (call, "_call_callback_hooks"),
-    "Adam, and all before it": (FlatAdam, "step"),
 }
 
 
-def main_() -> None:
+def measure() -> None:
     times: dict[str, list[tuple[int, float]]] = defaultdict(list)
     steps = 0
 
@@ -81,4 +79,4 @@ def main_() -> None:
 
 
 if __name__ == "__main__":
-    main_()
+    measure()

@@ -33,7 +33,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from laser.train.callbacks import device_name
 from laser.train.command_line import run_training
-from laser.train.module import local_loss
+from laser.train.loss import local_loss
 
 WARM_UP = 30
 REPEATS = 50

@@ -28,7 +28,7 @@ from laser.model.recording import RecordedNetwork
 from laser.schema import Feature, Kind, Schema
 from laser.train.fused_state import fill_accumulators
 from laser.train.gradients import average_gradients
-from laser.train.module import local_loss
+from laser.train.loss import local_loss
 from laser.train.optim import DenseOptimizer, TableOptimizer, build_optimizer, dense_parameters
 from laser.train.placement import Sharding
 from laser.train.sharding import shard_collections, sharded_collections

@@ -10,6 +10,7 @@ from torchrec.modules.embedding_modules import EmbeddingCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from laser.model.embeddings import SortedIds, offsets_of_bags
+from laser.train import sharding
 from laser.train.optim import TableOptimizer
 from laser.train.placement import Sharding
 from laser.train.sharding import shard_collections, sharded_collections
@@ -75,6 +76,9 @@ def trained(collection: TableCollection, forward, kind: dict[str, bool]) -> list
 
 
 def process(rank: int, folder: str) -> None:
+    """Numbers of ids take a group of their own, as on GPUs."""
+    hosts = dist.new_group(backend="gloo")
+    sharding._hosts = lambda *_: hosts  # type: ignore[assignment]
     expected = trained(collection_of(), ShardedEmbeddingCollection.forward, {"ascending": False, "on_host": False})
     results = {"ids": sum(len(tensor) for tensor in expected), "wrong": []}
     for ascending, on_host in ((True, True), (True, False), (False, False)):
@@ -86,6 +90,7 @@ def process(rank: int, folder: str) -> None:
         results["wrong"] += [
             (kind, at) for at, (one, two) in enumerate(zip(found, wanted, strict=True)) if not torch.equal(one, two)
         ]
+    results["groups"] = collection_of().exchanges[0].hosts is hosts
     torch.save(results, f"{folder}/{rank}.pt")
 
 
@@ -94,6 +99,7 @@ def test_two_processes(two_processes):
     for rank in range(2):
         found = torch.load(folder / f"{rank}.pt", weights_only=True)
         assert found["wrong"] == []
+        assert found["groups"]
         assert found["ids"] > 100
 
 

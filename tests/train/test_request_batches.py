@@ -15,7 +15,7 @@ from laser.data.order import Order, requests
 from laser.data.prepared import PreparedData
 from laser.model import sta
 from laser.model.laser import Laser
-from laser.train.module import local_loss
+from laser.train.loss import local_loss
 
 MAX_HISTORY = 20
 BATCH_SIZE = 128

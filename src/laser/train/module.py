@@ -13,7 +13,6 @@ import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits
 
 from laser.batch import Batch
 from laser.model.embeddings import initial_rows
@@ -24,6 +23,7 @@ from laser.schema import Schema
 from laser.train.average import Average, WeightAverage
 from laser.train.gate_statistics import GateStatistics
 from laser.train.gradients import clip_norm
+from laser.train.loss import local_loss
 from laser.train.metrics import CTRMetrics
 from laser.train.optim import DenseOptimizer, TableOptimizer, build_optimizer, dense_parameters
 from laser.train.recorded_sizes import restore_sizes, stored_sizes
@@ -186,25 +186,30 @@ class CTRModule(pl.LightningModule):
         self.validation = checkpoint["validation"]
         restore_sizes(self.recorded, checkpoint.get("recorded_sizes", []))  # older checkpoints have none
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Loss of this process's share of the batch; see ``local_loss``."""
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor | None]:
+        """Loss of this process's share of the batch, see ``local_loss``, and its auxiliary part."""
         output = (self.recorded or self.network)(batch)
-        loss = local_loss(output.logit_B, batch, self.trainer.world_size, output.auxiliary_loss)
-        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if batch_idx == 0 or (self.trainer.global_step + 1) % every == 0:
-            self._log_loss(loss.detach(), output, batch)
-        return loss
+        auxiliary = output.auxiliary_loss
+        loss = local_loss(output.logit_B, batch, self.trainer.world_size, auxiliary)
+        if self._is_logged(batch_idx, self.trainer.global_step + 1):
+            self._log_loss(loss, auxiliary, batch)
+        return {"loss": loss, "auxiliary": auxiliary}
 
-    def _log_loss(self, loss: Tensor, output: ModelOutput, batch: Batch) -> None:
-        """Mean over all processes; apart, that of the clicks and the auxiliary one.
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Of a trainer that stops here loggers write this step, whichever it is."""
+        if self.trainer.should_stop and not self._is_logged(batch_idx, self.trainer.global_step):
+            self._log_loss(outputs["loss"], outputs["auxiliary"], batch)
 
-        Of steps that loggers ask for, and the first of an epoch: Lightning's ``log`` takes the host up to a
-        millisecond.
-        """
-        shown = {"train/loss": loss}
-        if output.auxiliary_loss is not None:
-            shown["train/loss"] = local_loss(output.logit_B.detach(), batch, self.trainer.world_size)
-            shown["train/auxiliary_loss"] = output.auxiliary_loss.detach() * self.trainer.world_size
+    def _is_logged(self, batch_idx: int, step: int) -> bool:
+        """Steps that loggers ask for, and the first of an epoch: Lightning's ``log`` takes the host a millisecond."""
+        return batch_idx == 0 or step % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+
+    def _log_loss(self, loss: Tensor, auxiliary: Tensor | None, batch: Batch) -> None:
+        """Mean over all processes; apart, that of the clicks and the auxiliary one."""
+        shown = {"train/loss": loss.detach()}
+        if auxiliary is not None:
+            shown["train/auxiliary_loss"] = auxiliary.detach() * self.trainer.world_size
+            shown["train/loss"] = shown["train/loss"] - shown["train/auxiliary_loss"]
         # Not by sync_dist: before it reduces, Lightning lets the host wait for the device and all processes.
         total = torch.stack(list(shown.values())) / self.trainer.world_size
         if self.trainer.world_size > 1:
@@ -262,28 +267,6 @@ class CTRModule(pl.LightningModule):
         for name, value in values.items():
             self.log(f"{stage}/{name}", value, prog_bar=name in shown, rank_zero_only=False)
         return values
-
-
-def local_loss(logit_B: Tensor, batch: Batch, world_size: int, auxiliary: Tensor | None = None) -> Tensor:
-    """Binary cross-entropy such that the mean over processes is the mean over all samples of the step.
-
-    Gradients of dense parameters and of the fused tables are both averaged over processes. A process with few or no
-    samples must therefore weigh less: the sum over its samples is divided by the size of the whole batch, and
-    multiplied by the number of processes.
-
-    Args:
-        logit_B: logits of this process's samples, none included.
-        batch: labels and ``global_size``.
-        world_size: number of processes.
-        auxiliary: scalar that is added; already divided by ``global_size``.
-
-    Returns:
-        float32 scalar.
-    """
-    loss = binary_cross_entropy_with_logits(logit_B.float(), batch.label_B, reduction="sum") / batch.global_size
-    if auxiliary is not None:
-        loss = loss + auxiliary
-    return loss * world_size
 
 
 def prediction_columns(batch: Batch, logit_B: Tensor) -> dict[str, Tensor]:

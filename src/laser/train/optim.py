@@ -139,7 +139,9 @@ class DenseOptimizer:
             {"params": decayed, "weight_decay": self.weight_decay},
             {"params": kept, "weight_decay": 0.0},
         ]
-        return AdamW(groups, fused=True, **options)
+        adam = AdamW(groups, fused=True, **options)
+        create_adam_state(adam)
+        return adam
 
 
 def is_decayed(name: str, parameter: nn.Parameter) -> bool:
@@ -156,8 +158,7 @@ class SparseDenseOptimizer(Optimizer):
     Args:
         tables: fused optimizers of the sharded collections, none when the model has no tables here.
         table_learning_rate: of the tables.
-        dense: optimizer of all other parameters; its state is created at once, so that checkpoints can be read into
-            it before the first step.
+        dense: optimizer of all other parameters, with its state, into which checkpoints are read before the first step.
         kernels: FBGEMM's modules whose optimizer counts steps, as Adam does.
         replicated: optimizers among ``tables`` that change whole tables at the end of a step.
     """
@@ -177,8 +178,6 @@ class SparseDenseOptimizer(Optimizer):
         self.steps = 0
         """Training steps done; set when a checkpoint is loaded."""
         super().__init__([{"params": [], "lr": table_learning_rate}, *dense.param_groups], defaults={})
-        if not dense.state:
-            create_adam_state(dense)
         self.state = dense.state
 
     def push_table_learning_rate(self) -> None:
