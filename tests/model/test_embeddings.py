@@ -103,6 +103,11 @@ def test_tables_on_meta_are_left_alone(schema):
     assert all(p.device.type == "meta" for p in embeddings.parameters())
 
 
+def test_no_bags_are_refused(schema):
+    with pytest.raises(ValueError, match="lookup_stride is 0; expected a number of bags of at least 1"):
+        TableEmbeddings(schema, stride=0)
+
+
 def test_a_schema_that_embeds_no_item_is_refused(make_schema):
     with pytest.raises(ValueError, match="embeds no feature of the item"):
         TableEmbeddings(make_schema(side=False, embedded_item=False))

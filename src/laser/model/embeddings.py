@@ -126,7 +126,7 @@ class TableEmbeddings(nn.Module):
         stride: number of bags over which the ids of a table are spread.
 
     Raises:
-        ValueError: when no feature of the history or of the target is embedded.
+        ValueError: when no feature of the history or of the target is embedded, or ``stride`` is below 1.
     """
 
     def __init__(
@@ -145,6 +145,8 @@ class TableEmbeddings(nn.Module):
                 f"schema {schema.name!r} embeds no feature of the item; "
                 "name a table and width for the item or its side info"
             )
+        if stride < 1:
+            raise ValueError(f"lookup_stride is {stride}; expected a number of bags of at least 1, such as 1024")
         used = {feature.table for feature in self.history + self.target + self.context}
         self.tables = {name: table for name, table in schema.tables.items() if name in used}
         self.std, self.seed, self.stride = std, seed, stride
