@@ -64,6 +64,10 @@ def two_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[
             process.start()
         for process in processes:
             process.join(120)
+        for process in processes:
+            if process.is_alive():
+                process.kill()
+                process.join()
         assert [process.exitcode for process in processes] == [0, 0]
         return tmp_path
 

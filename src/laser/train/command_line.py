@@ -14,6 +14,7 @@ from jsonargparse.typing import NonNegativeInt
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from laser.train.callbacks import RunRecord, Throughput
@@ -21,6 +22,7 @@ from laser.train.checkpoint import read_facts
 from laser.train.checkpoint_files import existing
 from laser.train.datamodule import CTRDataModule
 from laser.train.dropped_options import dropped_options
+from laser.train.ending import ENDED
 from laser.train.failures import ProcessLost, leave_lost
 from laser.train.module import CTRModule
 from laser.train.predictions import PredictionWriter
@@ -223,6 +225,8 @@ def _is_wandb(logger: Any) -> bool:
 def run_training(arguments: list[str]) -> None:
     """Parse ``arguments`` and run; ends the process with code 3 when another of the run was lost, which has been said.
 
+    SIGTERM ends it after the batch at hand, with code 143.
+
     Raises:
         ValueError: for any mistake of the user.
         argparse.ArgumentError: for options that are unknown or of the wrong type.
@@ -249,6 +253,9 @@ def run_training(arguments: list[str]) -> None:
         )
     except MisconfigurationException as error:  # Lightning's name for a trainer that cannot be built as asked
         raise ValueError(f"the trainer cannot run as configured: {error}") from error
+    except SIGTERMException as error:
+        error.code = ENDED  # where Lightning itself found the signal it says 0, as of a run that is complete
+        raise
     except ProcessLost:
         leave_lost()
 

@@ -115,7 +115,7 @@ def shard_collections(
     """
     if not embedding_collections(model):
         return
-    sharder: Any = TableSharder(_hosts(device, timeout), optimizer.fused_params() | storage.fused_params())
+    sharder: Any = TableSharder(hosts_group(device, timeout), optimizer.fused_params() | storage.fused_params())
     group = dist.group.WORLD
     assert group is not None
     environment = ShardingEnv.from_process_group(group)
@@ -141,8 +141,8 @@ def shard_collections(
         setattr(model.get_submodule(parent), attribute, sharded)
 
 
-def _hosts(device: torch.device, timeout: timedelta | None) -> dist.ProcessGroup | None:
-    """The processes, to exchange what is in host memory; ``None``: the common group does so."""
+def hosts_group(device: torch.device, timeout: timedelta | None) -> dist.ProcessGroup | None:
+    """The processes, to exchange what is in host memory; ``None``: the common group does so. Collective."""
     if device.type == "cpu" or dist.get_world_size() == 1:
         return None
     return dist.new_group(backend="gloo", timeout=timeout)  # type: ignore[return-value]

@@ -24,13 +24,14 @@ from torch.nn.parallel import DistributedDataParallel
 from laser.train.background_saving import BackgroundSaver, check_links
 from laser.train.callbacks import write_json
 from laser.train.checkpointing_strategy import CheckpointingStrategy
+from laser.train.ending import Ending
 from laser.train.fused_state import fill_accumulators
 from laser.train.gradients import average_gradients, same_everywhere
 from laser.train.managed_ids import ManagedIds, check_managed, manage_ids
 from laser.train.optim import dense_parameters
 from laser.train.placement import Sharding
 from laser.train.refusals import check_combination
-from laser.train.sharding import embedding_collections, shard_collections, sharded_collections
+from laser.train.sharding import embedding_collections, hosts_group, shard_collections, sharded_collections
 from laser.train.table_rows import fill_rows
 from laser.train.table_storage import Storage
 from laser.train.warm_start import load_weights
@@ -117,6 +118,8 @@ class TorchRecStrategy(CheckpointingStrategy):
             check_links(trainer)
             group: Any = dist.new_group(backend="gloo")
             self.saver = BackgroundSaver(group)
+        if self.world_size > 1:
+            Ending(trainer, hosts_group(self.root_device, self._timeout)).watch()
         super().setup(trainer)
 
     @torch.no_grad()

@@ -1,0 +1,102 @@
+"""SIGTERM: whichever of two real processes is told, both end after the same step, and say with which code."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import lightning.pytorch as pl
+import pytest
+
+from laser.model.laser import Laser
+from laser.train.datamodule import CTRDataModule
+from laser.train.module import CTRModule
+from laser.train.optim import DenseOptimizer, TableOptimizer
+from laser.train.strategy import TorchRecStrategy
+
+ENDED = 143
+TOLD = 6
+"""The step in which a process is told."""
+
+
+class Told(pl.Callback):
+    """Sends SIGTERM to its own process in a step."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        if trainer.global_step == TOLD - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def train(rank: int, folder: str, told: int | None, prepared: str) -> None:
+    """Two processes, one of which is told; writes where this one ended."""
+    os.environ |= {"WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "NODE_RANK": "0", "MASTER_PORT": "1"}
+    network = partial(Laser, width=16, segment_width=3, mixer_tokens=4, mixer_width=16)
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        devices=2,
+        strategy=TorchRecStrategy(),
+        max_steps=2 * TOLD,
+        limit_val_batches=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        default_root_dir=folder,
+        callbacks=[Told()] if rank == told else [],
+    )
+    code: object = 0
+    try:
+        trainer.fit(
+            CTRModule(network, TableOptimizer(), DenseOptimizer()),
+            datamodule=CTRDataModule(prepared, batch_size=64, max_history=12),
+        )
+    except SystemExit as error:
+        code = error.code
+    Path(folder, f"end.{rank}").write_text(f"{trainer.global_step} {code}")
+
+
+@pytest.mark.parametrize(
+    ("told", "end"), [(0, f"{TOLD + 1} {ENDED}"), (1, f"{TOLD + 1} {ENDED}"), (None, f"{2 * TOLD} 0")]
+)
+def test_both_end_after_the_same_step(two_processes, prepared, told, end):
+    """Asked at the beginning of the next step, and answered at that of the one behind it."""
+    folder = two_processes(partial(train, told=told, prepared=str(prepared)))
+    assert [(folder / f"end.{rank}").read_text() for rank in range(2)] == [end, end]
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_run_that_was_ended_is_not_taken_for_a_complete_one(prepared, tmp_path, devices):
+    (tmp_path / "told.py").write_text(f"""
+import os, signal
+from lightning.pytorch import Callback
+class Told(Callback):
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_rank == 0 and trainer.global_step == {TOLD}:
+            os.kill(os.getpid(), signal.SIGTERM)
+""")
+    (tmp_path / "recipe.yaml").write_text(f"""
+data: {{path: {prepared}, batch_size: 64, max_history: 12}}
+model:
+  network:
+    class_path: laser.model.laser.Laser
+    init_args: {{width: 16, segment_width: 3, mixer_tokens: 4, mixer_width: 16}}
+trainer:
+  accelerator: cpu
+  devices: {devices}
+  max_epochs: 100
+  default_root_dir: {tmp_path / "run"}
+  enable_progress_bar: false
+  logger: false
+  callbacks: [told.Told]
+""")
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(tmp_path), environment.get("PYTHONPATH", "")])
+    command = [sys.executable, "-m", "laser.cli", "fit", "-c", str(tmp_path / "recipe.yaml")]
+    done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, timeout=120)
+    assert done.returncode == ENDED, done.stderr[-3000:]
+    assert done.stderr == ""
