@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from laser.model.shared_history import SharedHistory
+from laser.serve.compiler import check_compiler
 
 LEAST = 2
 """Candidates, and segments, from which on it can be used: torch.export treats a size of 1 as a case of its own."""
@@ -58,10 +59,11 @@ def compile_candidates(shared: SharedHistory, context_widths: list[int], file: P
         file: to write.
 
     Raises:
-        ValueError: when the model matches events with candidates, or there is no compiler.
+        ValueError: when the model matches events with candidates, or there is no compiler whose code can be used.
     """
     if shared.network.matched.pairs:
         raise ValueError("models that match events with candidates cannot be compiled; leave out --compile")
+    check_compiler()
     event_width, width = shared.network.target.in_features, shared.network.segment_width
     device, segments, size = shared.project_DC.device, 4, 8
     some = (
@@ -82,8 +84,7 @@ def compile_candidates(shared: SharedHistory, context_widths: list[int], file: P
         )
     except RuntimeError as error:
         raise ValueError(
-            f"the model cannot be compiled here ({' '.join(str(error).split())[:300]}); --compile needs a C++ "
-            "compiler, such as g++"
+            f"the model cannot be compiled here ({' '.join(str(error).split())[:300]}); leave out --compile"
         ) from None
 
 
