@@ -10,6 +10,8 @@ TORCHREC := 1.8.0
 BIN := .venv/bin
 STAMP := .venv/.installed-$(ACCELERATOR)-$(subst $(comma),-,$(EXTRAS))
 RUN := runs/demo
+# Processes that run tests; tests of one file stay in one of them.
+WORKERS ?= 2
 
 ifeq ($(ACCELERATOR),gpu)
 FBGEMM_PACKAGE := fbgemm-gpu==$(FBGEMM)
@@ -41,7 +43,7 @@ demo: env ## prepare the bundled data, train, test and report
 	@echo "Open $(RUN)/report.html"
 
 test: env ## the whole test suite
-	$(BIN)/python -m pytest -m "not soak"
+	$(BIN)/python -m pytest -m "not soak" -n $(WORKERS) --dist loadfile
 
 check: env ## style, types, import contracts, spelling
 	$(BIN)/ruff check .
