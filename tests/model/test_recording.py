@@ -70,7 +70,12 @@ def results(call, network, batch):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, MATCH, {**MATCH, "match_gate": True, "gate_rank_bias": True}, {"recency": "none", "head": "tokenmixer_large"}],
+    [
+        {},
+        MATCH,
+        {**MATCH, "match_gate": True, "gate_rank_bias": True},
+        {"recency": "none", "head": "tokenmixer_large", "segment_windows": [10, 20]},
+    ],
     ids=str,
 )
 def test_recorded_equals_the_network(schema, make_batch, scatter, options):

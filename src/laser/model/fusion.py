@@ -1,8 +1,8 @@
 """Multi-resolution fusion: everything known of a sample, as M tokens for the mixer (arXiv 2602.11562).
 
-Groups, in this order: global user vector, maximum over segments, newest segments one by one (newest first), target,
-each context field, mean of the newest events, matched events if any (``laser.model.matching``). Groups become tokens
-by "spreading":
+Groups, in this order: global user vector, maximum over segments, newest segments one by one (newest first), means of
+segments over windows of recency if any (``laser.model.window_means``), target, each context field, mean of the newest
+events, matched events if any (``laser.model.matching``). Groups become tokens by "spreading":
 
     groups <= M:  every group gets its own Linear into one or more tokens; the first M mod groups get one more
     groups >  M:  neighbours are concatenated into M runs of nearly equal count, each with its own Linear into a token
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from laser.model.dense import linear
+from laser.model.window_means import window_means
 from laser.ops.segment_readout import segment_readout
 
 
@@ -67,6 +68,8 @@ class Fusion(nn.Module):
         token_width: width of a token.
         segment_maximum: whether the elementwise maximum over segments is a group.
         newest_segments: R; each of the newest segments is a group. Zeros where a sample has fewer.
+        window_ends: segments up to the end of each window of recency whose mean is a group; one more holds the rest.
+            Empty leaves all out.
         newest_events: N; the mean over so many newest events is a group (the short sequence); 0 leaves it out.
         matched_widths: width of each group of matched events.
     """
@@ -80,12 +83,15 @@ class Fusion(nn.Module):
         token_width: int = 256,
         segment_maximum: bool = True,
         newest_segments: int = 4,
+        window_ends: Sequence[int] = (),
         newest_events: int = 100,
         matched_widths: Sequence[int] = (),
     ) -> None:
         super().__init__()
         self.segment_maximum, self.newest_segments, self.newest_events = segment_maximum, newest_segments, newest_events
-        segments = [width] * (segment_maximum + newest_segments)
+        self.window_ends = list(window_ends)
+        windows = len(window_ends) + 1 if window_ends else 0
+        segments = [width] * (segment_maximum + newest_segments + windows)
         groups = [width, *segments, width, *context_widths, *([width] if newest_events else []), *matched_widths]
         self.tokens = Tokens(groups, tokens, token_width)
 
@@ -107,6 +113,8 @@ class Fusion(nn.Module):
             max_BD, newest_BRD = segment_readout(segment_GD, seg_off_B1, self.newest_segments)
             groups += [max_BD] if self.segment_maximum else []
             groups += newest_BRD.unbind(1)
+        if self.window_ends:
+            groups += window_means(segment_GD, seg_off_B1, self.window_ends).to(target_BD.dtype).unbind(1)
         groups += [target_BD, *context]
         if self.newest_events:
             groups.append(newest_mean(x_TD, off_U1, self.newest_events)[history_of_B])

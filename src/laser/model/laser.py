@@ -17,6 +17,7 @@ from laser.model.rankmixer import SparseFeedForward
 from laser.model.recency import Recency, SegmentRecency
 from laser.model.sequence_model import Head, SequenceModel
 from laser.model.sta import Gate, Pooling, SegmentedTargetAttention
+from laser.model.window_means import ends_in_segments
 from laser.ops.segmented_attention.regime import Regime
 from laser.schema import Schema
 
@@ -42,6 +43,8 @@ class Laser(SequenceModel):
         recency_ranks: events told apart by their rank from the newest; older ones share one embedding.
         segment_maximum: give the maximum over segments to the mixer.
         newest_segments: number of newest segments given to the mixer one by one.
+        segment_windows: events of windows of recency, newest first, such as [10, 40, 150]: the mixer is given the mean
+            over the segments of each, and of all that is older (not in the paper); null leaves them out.
         newest_events: number of newest events whose mean is given to the mixer; 0 leaves it out.
         match: field of the target or context by field of the history, both on one table: for each pair the mixer is
             also given the mean of the newest events that equal the target there, and their number (not in the paper).
@@ -89,6 +92,7 @@ class Laser(SequenceModel):
         recency_ranks: int = 1024,
         segment_maximum: bool = True,
         newest_segments: int = 4,
+        segment_windows: list[int] | None = None,
         newest_events: int = 100,
         match: dict[str, str] | None = None,
         match_newest: int = 16,
@@ -155,6 +159,7 @@ class Laser(SequenceModel):
             token_width=mixer_width,
             segment_maximum=segment_maximum,
             newest_segments=newest_segments,
+            window_ends=ends_in_segments(segment_windows or [], segment_width),
             newest_events=newest_events,
             matched_widths=[width + 1] * len(self.matched.pairs),
         )

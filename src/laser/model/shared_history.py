@@ -182,11 +182,18 @@ class SharedHistory(nn.Module):
         return segment_BND + recency.rank(rank_N.clamp(max=recency.rank.num_embeddings - 1))
 
     def _readout(self, segment_BND: Tensor) -> list[Tensor]:
-        """The maximum over segments and the newest of them, zeros where there are fewer."""
+        """The maximum over segments, the newest of them and means over windows, zeros where there are fewer."""
         fusion = self.network.fusion
         found = [segment_BND.amax(1)] if fusion.segment_maximum else []
         padded_BND = pad(segment_BND, (0, 0, fusion.newest_segments, 0))
-        return found + [padded_BND[:, -1 - rank] for rank in range(fusion.newest_segments)]
+        found += [padded_BND[:, -1 - rank] for rank in range(fusion.newest_segments)]
+        if not fusion.window_ends:
+            return found
+        rank_N = torch.arange(segment_BND.shape[1] - 1, -1, -1, device=segment_BND.device)
+        bounds = zip([0, *fusion.window_ends], [*fusion.window_ends, torch.iinfo(torch.int64).max])
+        member_WN = torch.stack([(rank_N >= first) & (rank_N < end) for first, end in bounds]).to(segment_BND.dtype)
+        mean_BWD = member_WN @ segment_BND / member_WN.sum(1).clamp(min=1)[:, None]
+        return [*found, *mean_BWD.unbind(1)]
 
     def _newest_mean(self, event_PC: Tensor, live_P: Tensor) -> Tensor:
         newest = self.network.fusion.newest_events
