@@ -197,11 +197,14 @@ except ValueError as error:
 
 
 MEMORY = """
-import resource, torch
+import re, torch
+from pathlib import Path
 from laser.train.metrics import CTRMetrics
+def peak():  # kB; ru_maxrss counts the parent's, too
+    return int(re.search("VmHWM: *\\t* *([0-9]+) kB", Path("/proc/self/status").read_text())[1])
 ROWS, USERS, BATCH = {rows}, {users}, 65536
 metrics = CTRMetrics()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
 generator = torch.Generator().manual_seed(0)
 for start in range(0, ROWS, BATCH):
     n = min(BATCH, ROWS - start)
@@ -209,10 +212,10 @@ for start in range(0, ROWS, BATCH):
     label = (torch.rand(n, generator=generator) < torch.sigmoid(logit)).float()
     metrics.update(logit, label, torch.randint(0, USERS, (n,), generator=generator))
 found = metrics.compute()
-used = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024
+used = (peak() - before) // 1024
 print(found["samples"], found["auc"], found["gauc"], used)
 """
-BUDGET = 450
+BUDGET = 500
 """MiB above what importing takes."""
 
 
