@@ -8,6 +8,8 @@ import pytest
 import torch._inductor.config as inductor
 
 from laser.serve.compiler import check_compiler
+from tests.serve.conftest import LASER
+from tests.serve.test_compiled import bundle_of
 
 
 def compiler(folder: Path, *options: str) -> str:
@@ -33,3 +35,9 @@ def test_others_are_refused(tmp_path, options, sentence):
     found = compiler(tmp_path, *options) if options else str(tmp_path / "none")
     with inductor.patch({"cpp.cxx": (None, found)}), pytest.raises(ValueError, match=sentence):
         check_compiler()
+
+
+def test_no_model_is_compiled_with_one_of_them(tmp_path, prepared):
+    found = compiler(tmp_path, "-static-libstdc++")
+    with inductor.patch({"cpp.cxx": (None, found)}), pytest.raises(ValueError, match="does not run beside torch"):
+        bundle_of(prepared, tmp_path / "bundle", "laser.Laser", LASER, "cpu")
