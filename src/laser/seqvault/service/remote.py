@@ -170,7 +170,8 @@ class RemoteVault:
             left = max(0.001, end - time.monotonic())
             try:
                 return work(flight.FlightCallOptions(timeout=left, headers=self._headers))
-            except flight.FlightUnavailableError as error:
+            # Nobody here cancels a call: gRPC says so of those that reach a service while it stops.
+            except (flight.FlightUnavailableError, flight.FlightCancelledError) as error:
                 refused = error.extra_info == NOT_RUN
                 if not (again or refused):
                     raise ConnectionError(
