@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
+import duckdb
 import ibis
 import ibis.expr.types as ir
 import pyarrow as pa
@@ -93,7 +94,7 @@ class DuckDBEngine(Engine):
 
     def __init__(self, work: Path, budget: Budget) -> None:
         spill = {"temp_directory": os.fspath(work / "spill")}
-        self.con = ibis.duckdb.connect(work / "engine.duckdb", **spill, **budget.duckdb_options())
+        self.con = ibis.duckdb.connect(_database(work), **spill, **budget.duckdb_options())
         self._stored: set[str] = set()
         self.con.raw_sql("SET enable_progress_bar_print = false")  # before the bar, or this line may show one
         self.con.raw_sql("SET enable_progress_bar = true")
@@ -140,6 +141,16 @@ class DuckDBEngine(Engine):
     def close(self) -> None:
         """See ``Engine``."""
         self.con.disconnect()
+
+
+def _database(work: Path) -> Path:
+    """DuckDB's file. It gets its name when it is whole, so a run that was killed while making it can be gone on with."""
+    path, unfinished = work / "engine.duckdb", work / "engine.unfinished"
+    if not path.exists():
+        unfinished.unlink(missing_ok=True)
+        duckdb.connect(unfinished).close()
+        unfinished.rename(path)
+    return path
 
 
 def _numbered(rows: ir.Table) -> ir.Table:

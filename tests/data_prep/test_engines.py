@@ -9,9 +9,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 import pytest
 
+from data_prep.engine import DuckDBEngine
 from data_prep.memory import Budget
 from data_prep.pipeline import prepare
 
@@ -56,6 +58,21 @@ def test_killed_run_goes_on(larger, laser_prep, tmp_path, pattern):
         assert path.read_bytes() == (tmp_path / "out" / path.relative_to(tmp_path / "whole")).read_bytes(), path
     assert laser_prep("check", tmp_path / "out").returncode == 0
     assert not list(tmp_path.glob(".out.*"))
+
+
+def test_run_killed_while_the_engine_makes_its_file(tmp_path, monkeypatch):
+    def half(path: Path, *_: Any, **__: Any) -> None:
+        Path(path).write_bytes(b"half of a header")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as killed:
+        killed.setattr(duckdb, "connect", half)
+        with pytest.raises(KeyboardInterrupt):
+            DuckDBEngine(tmp_path, Budget("1GiB"))
+    engine = DuckDBEngine(tmp_path, Budget("1GiB"))
+    assert engine.con.list_tables() == []
+    engine.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["engine.duckdb"]
 
 
 def test_finished_parts_are_not_written_again(larger, laser_prep, tmp_path):
