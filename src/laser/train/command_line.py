@@ -90,6 +90,7 @@ class LaserCLI(LightningCLI):
         warm = config.model.warm_start is not None
         config.ckpt_path = checkpoint_path(config.ckpt_path, run, self.subcommand, warm)
         first_step = read_facts(config.ckpt_path)["step"] if config.ckpt_path else 0
+        _make_run_folder(run)
         if self.subcommand == "fit":
             if os.environ.get("LOCAL_RANK", "0") == "0":
                 _say_where_it_begins(config.ckpt_path, run, first_step)
@@ -146,6 +147,17 @@ class RecipeCLI(LaserCLI):
             auto_configure_optimizers=False,
         )
         return cli.config
+
+
+def _make_run_folder(run: Path) -> None:
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"trainer.default_root_dir is {run}, which cannot be made a folder ({error.strerror}); give another"
+        ) from None
+    if not os.access(run, os.W_OK | os.X_OK):
+        raise ValueError(f"trainer.default_root_dir is {run}, where nothing may be written; give another folder")
 
 
 def _say_where_it_begins(checkpoint: str | None, run: Path, first_step: int) -> None:
