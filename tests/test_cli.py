@@ -264,6 +264,7 @@ def mistakes(runs: Path, small: list[str], prepared: Path, tmp_path_factory) -> 
         "damaged": ["test", *small, *run, "--ckpt_path", str(damaged)],
         "an empty file": ["test", *small, *run, "--ckpt_path", str(root / "empty.yaml")],
         "no run": ["report", str(root / "nothing")],
+        "results in a file": ["study", RECIPE, "--out", str(root / "empty.yaml")],
     }
     done = subprocess.run(
         [sys.executable, "-c", MANY],
@@ -311,6 +312,7 @@ def mistakes(runs: Path, small: list[str], prepared: Path, tmp_path_factory) -> 
         ("damaged", ["damaged.ckpt", "not allowed"]),
         ("an empty file", ["no checkpoint at", "empty.yaml", "laser fit wrote"]),
         ("no run", ["nothing"]),
+        ("results in a file", ["laser study", "empty.yaml cannot be used", "another place"]),
     ],
 )
 def test_a_mistake_is_one_sentence(mistakes, name, words):

@@ -2,13 +2,15 @@
 
 Nothing heavy is imported before the verb is known: ``laser vault`` and ``laser --help`` need no torch.
 
-A user's mistake (``ValueError``, a bad option, a mismatched installation) ends in one sentence on stderr and exit code
-2, also when many processes make it at once. Anything else is a fault of ours and keeps its traceback.
+A user's mistake (``ValueError``, a bad option, a file that cannot be written, a mismatched installation) ends in one
+sentence on stderr and exit code 2, also when many processes make it at once. Anything else is a fault of ours and keeps
+its traceback.
 """
 
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import re
 import sys
@@ -28,6 +30,8 @@ MODULES = {
     "checkpoint": "laser.train.checkpoint_commands",
 }
 """Verbs whose module has ``main(arguments)``, which returns an exit code or ``None``."""
+PLACES = (errno.EACCES, errno.EEXIST, errno.EISDIR, errno.ENOSPC, errno.ENOTDIR, errno.EPERM, errno.EROFS)
+"""Errors of files which say that a place that was given cannot be used; any other is a fault of ours."""
 HELP = """usage: laser VERB [options]
 
   fit       train a model:                laser fit -c conf/demo.yaml
@@ -69,9 +73,14 @@ def _reported(verb: str, rest: list[str]) -> int:
             raise
         say_once(f"laser {verb}: {one_line(str(error))}")
         return 2
-    except BrokenPipeError:  # the reader of our output, such as head, has what it wanted
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except OSError as error:
+        if error.errno == errno.EPIPE:  # the reader of our output, such as head, has what it wanted
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        if os.environ.get("LASER_TRACEBACK") or error.errno not in PLACES or error.filename is None:
+            raise
+        say_once(f"laser {verb}: {error.filename} cannot be used ({error.strerror}); give another place or make room")
+        return 2
 
 
 def _run(verb: str, rest: list[str]) -> int:
