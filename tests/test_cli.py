@@ -264,7 +264,12 @@ def mistakes(runs: Path, small: list[str], prepared: Path, tmp_path_factory) -> 
         "damaged": ["test", *small, *run, "--ckpt_path", str(damaged)],
         "an empty file": ["test", *small, *run, "--ckpt_path", str(root / "empty.yaml")],
         "no run": ["report", str(root / "nothing")],
-        "results in a file": ["study", RECIPE, "--out", str(root / "empty.yaml")],
+        "results in a file": [
+            "study",
+            str(Path(RECIPE).parent / "study" / "components.yaml"),
+            "--out",
+            str(root / "empty.yaml"),
+        ],
     }
     done = subprocess.run(
         [sys.executable, "-c", MANY],
