@@ -144,7 +144,7 @@ class DuckDBEngine(Engine):
 
 
 def _database(work: Path) -> Path:
-    """DuckDB's file. It gets its name when it is whole, so a run that was killed while making it can be gone on with."""
+    """DuckDB's file. It gets its name when it is whole: a run killed while making it can be gone on with."""
     path, unfinished = work / "engine.duckdb", work / "engine.unfinished"
     if not path.exists():
         unfinished.unlink(missing_ok=True)
