@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 import triton
 import triton.language as tl
@@ -80,7 +79,7 @@ def keep_factor(
         key_N,
         position.contiguous() if isinstance(position, Tensor) else key_N,  # any pointer does where it is not read
         factor,
-        float(np.float32(1.0) / np.float32(1.0 - probability)),  # as PyTorch divides
+        (torch.ones((), dtype=dtype) / (1.0 - probability)).item(),  # rounded as the specification does
         factor.numel(),
         E=elements,
         THRESHOLD=threshold(probability),
