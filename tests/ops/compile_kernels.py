@@ -1,0 +1,88 @@
+"""Compile every launch of the ops for a GPU that need not be there; run by ``test_compiles.py`` in a process of its own.
+
+    python tests/ops/compile_kernels.py 90 bfloat16 float32
+
+Ops are called with tensors of the CPU as if they were a GPU's; where a kernel would be launched it is compiled for the
+compute capability instead, with the arguments' types and the launch's own options. What ops return means nothing.
+Prints a line a kernel: module, name, first tensor's type, shared memory in bytes.
+"""
+
+from __future__ import annotations
+
+import sys
+from itertools import product
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+from laser.ops.gather_sum import gather_sum
+from laser.ops.keep_factor import keep_factor
+from laser.ops.segment_readout import segment_readout
+from laser.ops.segmented_attention import segmented_target_attention
+from laser.ops.target_attention import segment_softmax_attention
+
+POINTERS = {
+    torch.float32: "*fp32",
+    torch.bfloat16: "*bf16",
+    torch.float16: "*fp16",
+    torch.int64: "*i64",
+    torch.int32: "*i32",
+}
+OPTIONS = ("num_warps", "num_stages", "maxnreg")
+WIDTH = 128
+
+
+def type_of(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return POINTERS[value.dtype]
+    return "fp32" if isinstance(value, float) else "i64"
+
+
+def compiled(self: JITFunction, *arguments: Any, grid: Any, warmup: bool = False, **named: Any) -> None:
+    """In place of a launch."""
+    options = {name: named.pop(name) for name in OPTIONS if name in named}
+    values = dict(zip(self.arg_names, arguments)) | named
+    fixed = {p.name: values[p.name] for p in self.params if p.is_constexpr}
+    signature = {p.name: "constexpr" if p.is_constexpr else type_of(values[p.name]) for p in self.params}
+    source = ASTSource(fn=self, signature=signature, constexprs=fixed)
+    kernel = triton.compile(source, target=GPUTarget("cuda", int(sys.argv[1]), 32), options=options)
+    first = next(kind for kind in signature.values() if kind.startswith("*"))
+    assert kernel.asm["cubin"]
+    print(self.fn.__module__, self.fn.__name__, first[1:], kernel.metadata.shared, flush=True)
+
+
+def backward(*outputs: Tensor) -> None:
+    sum(output.float().sum() for output in outputs).backward()
+
+
+def call_all(dtype: torch.dtype) -> None:
+    """Every op, forward and backward: histories of 25, 0 and 7 events, with and without candidates that share one."""
+    off = torch.tensor([0, 25, 25, 32])
+    events = torch.randn(32, WIDTH, dtype=dtype, requires_grad=True)
+    for history in (torch.arange(3), torch.tensor([0, 0, 1, 2, 2])):
+        query = torch.randn(len(history), 2, WIDTH, requires_grad=True)
+        bias = torch.zeros(2, requires_grad=True)
+        backward(segmented_target_attention(events, off, query, bias, history, 10)[0])
+        segmented_target_attention(events, off, query, bias, history, 10, return_gates=True)
+    query = torch.randn(3, 2, WIDTH, requires_grad=True)
+    backward(segment_softmax_attention(query, events, off))
+    backward(*segment_readout(events, off, 4))
+    index, weight, scale = torch.zeros(9000, 3, dtype=torch.int32), torch.ones(9000, 3), torch.ones(9000)
+    for weights, scales in product((None, weight), (None, scale)):
+        backward(gather_sum(events, index, weights, scales))
+    keep_factor(0.1, 1, torch.tensor(2), off, off, dtype)
+    keep_factor(0.1, 1, 2, off, 1024, dtype)
+
+
+if __name__ == "__main__":
+    for name, module in list(sys.modules.items()):
+        if name.startswith("laser.ops") and hasattr(module, "use_triton"):
+            module.use_triton = lambda tensor: True
+    JITFunction.run = compiled
+    for kind in sys.argv[2:]:
+        call_all(getattr(torch, kind))
