@@ -1,4 +1,4 @@
-"""Compile every launch of the ops for a GPU that need not be there; run by ``test_compiles.py`` in a process of its own.
+"""Compile every launch of the ops for a GPU that need not be there; ``test_compiles.py`` runs it as a process.
 
     python tests/ops/compile_kernels.py 90 bfloat16 float32
 
