@@ -98,6 +98,26 @@ def test_recorded_equals_the_network(schema, make_batch, scatter, options):
     assert 2 <= recorded.recordings <= len(SIZES) - 2
 
 
+def test_autocast_is_for_the_forward_pass(schema, make_batch, scatter):
+    """A step is recorded while autocast is on, forward and backward; its gradients are those of a backward pass without.
+
+    With a GPU both are of one recording.
+    """
+    torch.manual_seed(0)
+    network = scatter(Laser(schema, **OPTIONS)).to(DEVICE).train()
+    recorded = RecordedNetwork(network, list(parts(network)[1].values()))
+    batch = with_distinct(schema, make_batch(schema, [9, 0, 30, 5], [0, 1, 2, 3])).to(DEVICE)
+    gradients = []
+    for within in (True, False):
+        with torch.autocast(DEVICE.type, torch.bfloat16, cache_enabled=False):
+            logit_B = recorded(batch).logit_B
+            with torch.autocast(DEVICE.type, torch.bfloat16, enabled=within, cache_enabled=False):
+                logit_B.sum().backward()
+        gradients.append({name: p.grad.clone() for name, p in parts(network)[1].items()})
+    for name, gradient in gradients[0].items():
+        assert torch.equal(gradient, gradients[1][name]), name
+
+
 def test_steps_with_all_gradients_in_one_tensor(schema, make_batch, scatter):
     """And with gradients of their own, where a batch is not replayed."""
     torch.manual_seed(0)

@@ -114,7 +114,9 @@ class RecordedNetwork:
     def _backward(self) -> None:
         assert self.fixed is not None
         inputs = [*self.fixed.rows.values(), *self.parameters]
-        found = torch.autograd.grad(self.output_B, inputs, self.d_logit_B, allow_unused=True)
+        # As in training without a recording: autocast would round the gradients of what was computed in float32.
+        with torch.autocast(self.d_logit_B.device.type, enabled=False):
+            found = torch.autograd.grad(self.output_B, inputs, self.d_logit_B, allow_unused=True)
         gradients = [torch.zeros_like(x) if d is None else d for x, d in zip(inputs, found, strict=True)]
         for d_rows, gradient in zip(self.d_rows.values(), gradients):
             d_rows.copy_(gradient)
