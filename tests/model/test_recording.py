@@ -99,7 +99,7 @@ def test_recorded_equals_the_network(schema, make_batch, scatter, options):
 
 
 def test_autocast_is_for_the_forward_pass(schema, make_batch, scatter):
-    """A step is recorded while autocast is on, forward and backward; its gradients are those of a backward pass without.
+    """A step is recorded while autocast is on; its gradients are those of a backward pass without.
 
     With a GPU both are of one recording.
     """
@@ -116,6 +116,41 @@ def test_autocast_is_for_the_forward_pass(schema, make_batch, scatter):
         gradients.append({name: p.grad.clone() for name, p in parts(network)[1].items()})
     for name, gradient in gradients[0].items():
         assert torch.equal(gradient, gradients[1][name]), name
+
+
+@pytest.mark.parametrize("options", [{}, {**MATCH, "match_gate": True}, {"head": "tokenmixer_large"}], ids=str)
+def test_under_autocast_equals_the_network(schema, make_batch, scatter, options):
+    """Also where weights are copied together: on a CPU, the products of which autocast makes are the same."""
+    torch.manual_seed(0)
+    network = scatter(Laser(schema, **{**OPTIONS, **options})).to(DEVICE).train()
+    plain = copy.deepcopy(network)
+    recorded = RecordedNetwork(network, list(parts(network)[1].values()))
+    for step, (lengths, samples) in enumerate(SIZES[:3]):
+        batch = with_distinct(schema, make_batch(schema, lengths, samples, seed=step, step=step)).to(DEVICE)
+        answers = []
+        for call, net in ((plain, plain), (recorded, network)):
+            net.zero_grad()
+            with torch.autocast(DEVICE.type, torch.bfloat16):
+                logit_B = call(batch).logit_B
+            logit_B.square().sum().backward()
+            answers.append({"logit": logit_B.detach()} | {name: p.grad for name, p in net.named_parameters()})
+        for name, expected in answers[0].items():
+            assert answers[1][name].dtype == torch.float32
+            error = (answers[1][name] - expected).norm()
+            assert error <= 0.02 * expected.norm() + 1e-6, (name, float(error), float(expected.norm()))
+        # What comes next has other weights, of which the copies must be made again.
+        with torch.no_grad():
+            for p, q in zip(network.parameters(), plain.parameters(), strict=True):
+                noise = torch.randn(p.shape, device=p.device) / 10
+                p += noise
+                q += noise
+    copied = {name for name, p in network.named_parameters() if any(p is q for q in _copied(recorded))}
+    assert {"gsta.layers.0.ffn.0.weight", "target.weight"} <= copied
+    assert not any("query_HDQ" in name or "norm" in name or name.startswith("logit") for name in copied)
+
+
+def _copied(recorded):
+    return [recorded.parameters[place] for place in recorded.copies.copies]
 
 
 def test_steps_with_all_gradients_in_one_tensor(schema, make_batch, scatter):

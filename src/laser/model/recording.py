@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from laser.batch import Batch
 from laser.model.fixed_batch import FILLERS, FixedBatch, Room, on_host
 from laser.model.flat import Flat
+from laser.model.half_copies import HalfCopies
 from laser.model.output import ModelOutput
 from laser.model.prepared import Prepared
 from laser.ops.segments import capacity_needed, segment_layout
@@ -93,6 +94,7 @@ class RecordedNetwork:
         assert self.fixed is not None
         self.fixed.take_in(batch, rows, layout)
         if new:
+            self.copies = HalfCopies(network, self.parameters, device.type, dtype, self._inputs())
             self._record(device)
 
     def _make_gradients(self, device: torch.device) -> None:
@@ -104,23 +106,25 @@ class RecordedNetwork:
         self.d_parameters_P = self.logit_B.new_zeros(flat.size)
         self.gradients = flat.views(self.d_parameters_P)
 
-    def _forward(self) -> None:
+    def _inputs(self) -> dict[str, Any]:
         assert self.fixed is not None
+        return {"batch": self.fixed.batch, "prepared": Prepared(self.fixed.rows, self.fixed.layout)}
+
+    def _forward(self) -> None:
         with torch.enable_grad():
-            output = self.network(self.fixed.batch, prepared=Prepared(self.fixed.rows, self.fixed.layout))
-        self.output_B = output.logit_B
+            self.output_B = self.copies(**self._inputs()).logit_B
         self.logit_B.copy_(self.output_B.detach())
 
     def _backward(self) -> None:
         assert self.fixed is not None
-        inputs = [*self.fixed.rows.values(), *self.parameters]
+        inputs = [*self.fixed.rows.values(), *self.copies.leaves()]
         # As in training without a recording: autocast would round the gradients of what was computed in float32.
         with torch.autocast(self.d_logit_B.device.type, enabled=False):
             found = torch.autograd.grad(self.output_B, inputs, self.d_logit_B, allow_unused=True)
         gradients = [torch.zeros_like(x) if d is None else d for x, d in zip(inputs, found, strict=True)]
         for d_rows, gradient in zip(self.d_rows.values(), gradients):
             d_rows.copy_(gradient)
-        torch._foreach_copy_(self.gradients, gradients[len(self.d_rows) :])
+        self.copies.write(gradients[len(self.d_rows) :], self.gradients)
 
     def _record(self, device: torch.device) -> None:
         self.recordings += 1

@@ -1,0 +1,85 @@
+"""Copies in half precision of the parameters that autocast would copy one by one in every step, made in one launch.
+
+A parameter is copied here if all that the network does with it is to have autocast copy it: what else is computed with
+it is computed in float32, and stays so. Gradients are those of the copies, which is what autocast hands on as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class HalfCopies:
+    """Stands in for some parameters of a network while it is called.
+
+    Args:
+        network: to be called.
+        parameters: those that may be copied.
+        device_type: of autocast.
+        dtype: of autocast; float32 where it is off, and nothing is copied.
+        inputs: with which the network is called once, so that it can be seen what becomes of the parameters.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        parameters: Sequence[nn.Parameter],
+        device_type: str,
+        dtype: torch.dtype,
+        inputs: dict[str, Any],
+    ) -> None:
+        self.network, self.parameters = network, list(parameters)
+        self.copies: dict[int, Tensor] = {}
+        """By place among the parameters."""
+        if dtype != torch.float32:
+            autocast = torch.autocast(device_type, dtype, cache_enabled=False)
+            with autocast, torch.no_grad(), _Uses(self.parameters, dtype) as uses:
+                network(**inputs)
+            for place in sorted(uses.copied - uses.used):
+                copy = self.parameters[place].detach().to(dtype)
+                self.copies[place] = copy.requires_grad_()
+        places = {id(parameter): place for place, parameter in enumerate(self.parameters)}
+        named = ((name, places.get(id(parameter))) for name, parameter in network.named_parameters())
+        self.by_name = {name: self.copies[place] for name, place in named if place in self.copies}
+
+    def __call__(self, **inputs: Any) -> Any:
+        """What the network answers, with the parameters as they are now."""
+        if not self.copies:
+            return self.network(**inputs)
+        with torch.no_grad():
+            torch._foreach_copy_(list(self.copies.values()), [self.parameters[place] for place in self.copies])
+        return torch.func.functional_call(self.network, self.by_name, (), inputs)
+
+    def leaves(self) -> list[Tensor]:
+        """What gradients are to be asked of: a parameter or its copy, in the order of the parameters."""
+        return [self.copies.get(place, parameter) for place, parameter in enumerate(self.parameters)]
+
+    def write(self, gradients: list[Tensor], to: list[Tensor]) -> None:
+        """Copy gradients of ``leaves`` to float32 tensors, those of one dtype in one launch."""
+        for some in (self.copies.keys(), set(range(len(gradients))) - self.copies.keys()):
+            if places := sorted(some):
+                torch._foreach_copy_([to[place] for place in places], [gradients[place] for place in places])
+
+
+class _Uses(TorchDispatchMode):
+    """Sees which parameters are copied to a dtype, and with which anything else is done."""
+
+    def __init__(self, parameters: list[nn.Parameter], dtype: torch.dtype) -> None:
+        super().__init__()
+        self.place_of = {id(parameter): place for place, parameter in enumerate(parameters)}
+        self.dtype = dtype
+        self.copied: set[int] = set()
+        self.used: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        answer = func(*args, **(kwargs or {}))
+        is_copy = func is torch.ops.aten._to_copy.default and answer.dtype == self.dtype
+        touched = {self.place_of[id(leaf)] for leaf in tree_leaves((args, kwargs)) if id(leaf) in self.place_of}
+        (self.copied if is_copy else self.used).update(touched)
+        return answer
