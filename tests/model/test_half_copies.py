@@ -1,0 +1,46 @@
+"""Which parameters are copied to half precision before a network is called."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from laser.model.half_copies import HalfCopies
+
+
+class Network(nn.Module):
+    """One weight that autocast copies, one that is used in float32 as well, one in float32 alone, one not at all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.copied, self.both, self.exact, self.unused = (nn.Parameter(torch.randn(3, 3)) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        products = nn.functional.linear(x, self.copied) + nn.functional.linear(x, self.both)
+        return products.float() * self.both.sum() + self.exact.sum()
+
+
+def test_only_what_autocast_copies_and_nothing_else_uses() -> None:
+    network, x = Network(), torch.randn(2, 3)
+    copies = HalfCopies(network, list(network.parameters()), "cpu", torch.bfloat16, {"x": x})
+    assert list(copies.by_name) == ["copied"]
+    with torch.autocast("cpu", torch.bfloat16):
+        ours, expected = copies(x=x), network(x)
+    assert torch.equal(ours, expected)
+    found = torch.autograd.grad(ours.sum(), copies.leaves(), allow_unused=True)
+    assert [None if gradient is None else gradient.dtype for gradient in found] == [
+        torch.bfloat16,
+        torch.float32,
+        torch.float32,
+        None,
+    ]
+    for gradient, reference in zip(found, torch.autograd.grad(expected.sum(), copies.parameters, allow_unused=True)):
+        assert (gradient is None and reference is None) or torch.equal(gradient.float(), reference)
+
+
+def test_nothing_is_copied_without_autocast() -> None:
+    network, x = Network(), torch.randn(2, 3)
+    copies = HalfCopies(network, list(network.parameters()), "cpu", torch.float32, {"x": x})
+    assert not copies.copies
+    assert torch.equal(copies(x=x), network(x))
+    assert copies.leaves() == copies.parameters
