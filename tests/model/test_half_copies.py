@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -44,3 +45,16 @@ def test_nothing_is_copied_without_autocast() -> None:
     assert not copies.copies
     assert torch.equal(copies(x=x), network(x))
     assert copies.leaves() == copies.parameters
+
+
+def test_gradients_that_lie_otherwise_are_copied_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One among them, and PyTorch copies all one by one."""
+    network = Network()
+    copies = HalfCopies(network, list(network.parameters()), "cpu", torch.bfloat16, {"x": torch.randn(2, 3)})
+    gradients = [torch.randn(3, 3).bfloat16(), torch.randn(3, 3).T, torch.randn(3, 3), torch.randn(3, 3)]
+    together, copy = [], torch._foreach_copy_
+    monkeypatch.setattr(torch, "_foreach_copy_", lambda to, given: (together.append(given), copy(to, given)))
+    there = [torch.zeros(3, 3) for _ in gradients]
+    copies.write(gradients, there)
+    assert all(torch.equal(to, gradient.float()) for to, gradient in zip(there, gradients, strict=True))
+    assert [[gradient.dtype for gradient in given] for given in together] == [[torch.bfloat16], [torch.float32] * 2]

@@ -61,10 +61,18 @@ class HalfCopies:
         return [self.copies.get(place, parameter) for place, parameter in enumerate(self.parameters)]
 
     def write(self, gradients: list[Tensor], to: list[Tensor]) -> None:
-        """Copy gradients of ``leaves`` to float32 tensors, those of one dtype in one launch."""
-        for some in (self.copies.keys(), set(range(len(gradients))) - self.copies.keys()):
-            if places := sorted(some):
-                torch._foreach_copy_([to[place] for place in places], [gradients[place] for place in places])
+        """Copy gradients of ``leaves`` to float32 tensors, in one launch all of one dtype that lie as their places do.
+
+        One that lies otherwise would make PyTorch copy each by itself.
+        """
+        alike: dict[torch.dtype, list[tuple[Tensor, Tensor]]] = {}
+        for gradient, place in zip(gradients, to, strict=True):
+            if gradient.stride() == place.stride():
+                alike.setdefault(gradient.dtype, []).append((gradient, place))
+            else:
+                place.copy_(gradient)
+        for pairs in alike.values():
+            torch._foreach_copy_([place for _, place in pairs], [gradient for gradient, _ in pairs])
 
 
 class _Uses(TorchDispatchMode):

@@ -87,6 +87,13 @@ class CTRModule(pl.LightningModule):
         self.test: dict[str, float] = {}
         """Metrics of the latest test."""
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """As of any module, but for the name of the hook, which Lightning sets some fifty times a step."""
+        if name == "_current_fx_name":
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
+
     @property
     def schema(self) -> Schema:
         """Of the data set that the trainer was given."""
