@@ -75,6 +75,7 @@ def call_all(dtype: torch.dtype) -> None:
     index, weight, scale = torch.zeros(9000, 3, dtype=torch.int32), torch.ones(9000, 3), torch.ones(9000)
     for weights, scales in product((None, weight), (None, scale)):
         backward(gather_sum(events, index, weights, scales))
+    backward(gather_sum(events, index, None, scale, 1.0))
     keep_factor(0.1, 1, torch.tensor(2), off, off, dtype)
     keep_factor(0.1, 1, 2, off, 1024, dtype)
 

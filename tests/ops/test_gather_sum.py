@@ -29,7 +29,7 @@ def relative(value: torch.Tensor, exact: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize(("weighted", "scaled"), itertools.product([False, True], repeat=2))
+@pytest.mark.parametrize(("weighted", "scaled"), itertools.product([False, True], ["", "any", "survivors"]))
 @pytest.mark.parametrize(
     ("T", "S", "R", "D", "dtype"),
     [
@@ -44,6 +44,9 @@ def relative(value: torch.Tensor, exact: torch.Tensor) -> float:
 )
 def test_equals_naive(implementation, weighted, scaled, T, S, R, D, dtype, device):
     rows, index, weight, scale = make(T, S, R, D, dtype, device)
+    survivors = float(scale.max()) if scaled == "survivors" else None
+    if scaled == "any":
+        scale *= torch.rand(T, device=device)
     rest = (index, weight if weighted else None, scale if scaled else None)
     upstream = torch.randn(T, D, device=device).to(dtype)
 
@@ -53,12 +56,12 @@ def test_equals_naive(implementation, weighted, scaled, T, S, R, D, dtype, devic
         return value.detach(), torch.autograd.grad(value, leaf, upstream.to(to))[0]
 
     module = IMPLEMENTATIONS[implementation]
-    ours = module.forward(rows, *rest), module.backward(upstream, *rest, R)
+    ours = module.forward(rows, *rest), module.backward(upstream, *rest, survivors, R)
     for name, value, exact, plain in zip(("sum", "d_rows"), ours, reference(torch.float64), reference(dtype)):
         assert value.dtype == dtype
         assert not value.isnan().any(), name
         assert relative(value, exact) <= 2 * relative(plain, exact) + 8 * EPS, name
-    again = module.forward(rows, *rest), module.backward(upstream, *rest, R)
+    again = module.forward(rows, *rest), module.backward(upstream, *rest, survivors, R)
     assert all(torch.equal(a, b) for a, b in zip(ours, again)), "equal inputs gave other bits"
 
 
@@ -71,7 +74,7 @@ def test_runs_meet_chunks_anywhere(implementation, lengths, device):
     index = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).int()
     index = index[torch.randperm(len(index))][:, None].to(device)
     ones = torch.ones(len(index), 8, device=device)
-    counts = IMPLEMENTATIONS[implementation].backward(ones, index, None, None, len(lengths))
+    counts = IMPLEMENTATIONS[implementation].backward(ones, index, None, None, None, len(lengths))
     assert counts.tolist() == [[float(length)] * 8 for length in lengths]
 
 
@@ -81,7 +84,7 @@ def test_nothing(implementation, T, S, R, device):
     module = IMPLEMENTATIONS[implementation]
     index = torch.zeros(T, S, dtype=torch.int32, device=device)
     value = module.forward(torch.ones(R, 4, device=device), index, None, None)
-    gradient = module.backward(torch.ones(T, 4, device=device), index, None, None, R)
+    gradient = module.backward(torch.ones(T, 4, device=device), index, None, None, None, R)
     assert value.shape == (T, 4)
     assert gradient.shape == (R, 4)
     assert not value.any()
@@ -93,7 +96,15 @@ def test_gradcheck():
     rows.requires_grad_()
     weight, scale = weight.double(), scale.double()
     assert torch.autograd.gradcheck(lambda r: gather_sum(r, index, weight, scale), (rows,))
-    torch.library.opcheck(torch.ops.laser.gather_sum.default, (rows, index, weight, scale))
+    torch.library.opcheck(torch.ops.laser.gather_sum.default, (rows, index, weight, scale, None))
+
+
+def test_the_promise_of_survivors_reaches_the_kernel(monkeypatch):
+    rows, index, _, scale = make(9, 2, 4, 3, torch.float32, torch.device("cpu"))
+    told, backward = [], cpu.backward
+    monkeypatch.setattr(cpu, "backward", lambda *inputs: (told.append(inputs[4]), backward(*inputs))[1])
+    gather_sum(rows.requires_grad_(), index, None, scale, 1 / 0.9).sum().backward()
+    assert told == [1 / 0.9]
 
 
 def test_mistakes():

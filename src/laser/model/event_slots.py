@@ -28,11 +28,14 @@ class EventSlots:
         self.rows.append(rows_RD)
         self.count += rows_RD.shape[0]
 
-    def sum(self, scale_T: Tensor | None) -> Tensor:
-        """x_TD in the dtype of the first table, which the others are rounded to; ``scale_T`` multiplies events."""
+    def sum(self, scale_T: Tensor | None, survivors: float | None = None) -> Tensor:
+        """x_TD in the dtype of the first table, which the others are rounded to; ``scale_T`` multiplies events.
+
+        ``survivors`` is what all of ``scale_T`` is that is not 0, if they are alike.
+        """
         weight_TS = None
         if any(weight is not None for weight in self.weight):
             ones = [torch.ones_like(index, dtype=torch.float32) for index in self.index]
             weight_TS = torch.cat([one if w is None else w for one, w in zip(ones, self.weight)], dim=1)
         rows_RD = torch.cat([rows.to(self.rows[0].dtype) for rows in self.rows])
-        return gather_sum(rows_RD, torch.cat(self.index, dim=1), weight_TS, scale_T)
+        return gather_sum(rows_RD, torch.cat(self.index, dim=1), weight_TS, scale_T, survivors)

@@ -21,7 +21,12 @@ def forward(rows_RD: Tensor, index_TS: Tensor, weight_TS: Tensor | None, scale_T
 
 
 def backward(
-    d_sum_TD: Tensor, index_TS: Tensor, weight_TS: Tensor | None, scale_T: Tensor | None, num_rows: int
+    d_sum_TD: Tensor,
+    index_TS: Tensor,
+    weight_TS: Tensor | None,
+    scale_T: Tensor | None,
+    _survivors: float | None,
+    num_rows: int,
 ) -> Tensor:
     """Gradient of the rows, [R, D] in the dtype of ``d_sum_TD``."""
     wide = torch.promote_types(d_sum_TD.dtype, torch.float32)

@@ -74,12 +74,14 @@ def run_kernel(
     d_rows_RD,
     partial_CD,
     num_pairs,
+    survivors,
     S: tl.constexpr,
     D: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_D: tl.constexpr,
     WEIGHTED: tl.constexpr,
     SCALED: tl.constexpr,
+    SURVIVORS: tl.constexpr,
     SPLIT: tl.constexpr,
 ):
     """Sum the runs of equal rows in one chunk of sorted pairs."""
@@ -100,13 +102,18 @@ def run_kernel(
     if WEIGHTED:
         factor_P *= tl.load(weight_TS + pair_P, mask=live_P, other=0.0)
     if SCALED:
-        factor_P *= tl.load(scale_T + event_P, mask=live_P, other=0.0)
+        scale_P = tl.load(scale_T + event_P, mask=live_P, other=0.0)
+        factor_P *= tl.where(scale_P != 0.0, 1.0, 0.0) if SURVIVORS else scale_P
     d_PD = tl.load(d_sum_TD + event_P[:, None] * D + d_D[None, :], mask=live_P[:, None] & in_D[None, :], other=0.0)
     if not SPLIT:
         d_PD = d_PD.to(tl.float32)
     l_L = tl.arange(0, BLOCK_P)
     own_LP = tl.where(run_P[None, :] == l_L[:, None], factor_P[None, :], 0.0)
+    if SPLIT and not WEIGHTED and (SURVIVORS or not SCALED):
+        own_LP = own_LP.to(tl.bfloat16)  # zeros and ones, so that nothing is left to a second product
     sum_LD = product(own_LP, d_PD, tl.zeros((BLOCK_P, BLOCK_D), tl.float32), SPLIT)
+    if SURVIVORS:
+        sum_LD *= survivors
     last = tl.max(tl.where(live_P, run_P, 0), 0)
     row_L = tl.max(tl.where((run_P[None, :] == l_L[:, None]) & live_P[None, :], row_P[None, :], -1), 1).to(tl.int64)
     inner_L = (l_L > 0) & (l_L < last)
@@ -191,7 +198,12 @@ def forward(rows_RD: Tensor, index_TS: Tensor, weight_TS: Tensor | None, scale_T
 
 
 def backward(
-    d_sum_TD: Tensor, index_TS: Tensor, weight_TS: Tensor | None, scale_T: Tensor | None, num_rows: int
+    d_sum_TD: Tensor,
+    index_TS: Tensor,
+    weight_TS: Tensor | None,
+    scale_T: Tensor | None,
+    survivors: float | None,
+    num_rows: int,
 ) -> Tensor:
     """Gradient of the rows, [R, D] in the dtype of ``d_sum_TD``; inputs contiguous."""
     (T, S), D = index_TS.shape, d_sum_TD.shape[1]
@@ -215,12 +227,14 @@ def backward(
         d_rows_RD,
         partial_CD,
         T * S,
+        1.0 if survivors is None else survivors,
         S=S,
         D=D,
         BLOCK_P=block_p,
         BLOCK_D=block_d,
         WEIGHTED=weight_TS is not None,
         SCALED=scale_T is not None,
+        SURVIVORS=scale_T is not None and survivors is not None,
         SPLIT=d_sum_TD.dtype == torch.bfloat16 and not INTERPRETED,
         num_warps=4,
     )
