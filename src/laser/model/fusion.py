@@ -10,18 +10,19 @@ events, matched events if any (``laser.model.matching``). Groups become tokens b
 so that with groups == M every group has exactly its own token, and no width is padded or cut in the middle of a group.
 
 Legend of shape suffixes: B samples; U distinct histories; T history events, packed; G segments, packed; M tokens;
-R newest segments; N newest events; D width.
+R newest segments; D width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from laser.model.dense import linear
 from laser.model.window_means import window_means
+from laser.ops.newest_mean import joins_gradients, newest_mean
 from laser.ops.segment_readout import segment_readout
 
 
@@ -102,12 +103,13 @@ class Fusion(nn.Module):
         seg_off_B1: Tensor,
         target_BD: Tensor,
         context: list[Tensor],
-        x_TD: Tensor,
-        off_U1: Tensor,
-        history_of_B: Tensor,
+        newest_BD: Tensor | None = None,
         matched: Sequence[Tensor] = (),
     ) -> Tensor:
-        """tokens_BMD of every sample; what a sample without history lacks is zero."""
+        """tokens_BMD of every sample; what a sample without history lacks is zero.
+
+        ``newest_BD``, the mean of the newest events (``newest_of_events``), is given unless ``newest_events`` is 0.
+        """
         groups = [user_BD]
         if self.segment_maximum or self.newest_segments:
             max_BD, newest_BRD = segment_readout(segment_GD, seg_off_B1, self.newest_segments)
@@ -116,20 +118,19 @@ class Fusion(nn.Module):
         if self.window_ends:
             groups += window_means(segment_GD, seg_off_B1, self.window_ends).to(target_BD.dtype).unbind(1)
         groups += [target_BD, *context]
-        if self.newest_events:
-            groups.append(newest_mean(x_TD, off_U1, self.newest_events)[history_of_B])
+        if newest_BD is not None:
+            groups.append(newest_BD)
         return self.tokens([*groups, *matched])
 
 
-def newest_mean(x_TD: Tensor, off_U1: Tensor, newest: int) -> Tensor:
-    """Mean over the newest events of each history, [U, D]; zeros where there are none."""
-    length_U = off_U1.diff()
-    if x_TD.shape[0] == 0:
-        # A sum of nothing, not plain zeros: a process without events must still hand on gradients.
-        return x_TD.sum(0).expand(length_U.shape[0], -1)
-    rank_N = torch.arange(newest, device=x_TD.device)
-    within_UN = rank_N < length_U[:, None]
-    index_UN = torch.where(within_UN, off_U1[1:, None] - 1 - rank_N, 0)
-    # index_select, not indexing: its backward pass adds rows without sorting, and here only zeros share a row.
-    x_UND = x_TD.index_select(0, index_UN.flatten()).view(*index_UN.shape, -1) * within_UN.to(x_TD.dtype)[..., None]
-    return x_UND.sum(1) / length_U.clamp(1, newest).to(x_TD.dtype)[:, None]
+def newest_of_events(x_TD: Tensor, off_U1: Tensor, newest: int) -> tuple[Tensor, Callable[[], Tensor]]:
+    """The events for all other uses, and what gives the mean of each history's newest, [U, D], after these.
+
+    Where the op joins gradients it has to be called before the events are used. Elsewhere PyTorch adds gradients up in
+    the reverse order of uses, and three or more have other last bits in another order: there the mean stays the use
+    behind segments, encoder and matches that it has always been.
+    """
+    if joins_gradients(x_TD):
+        x_TD, mean_UD = newest_mean(x_TD, off_U1, newest)
+        return x_TD, lambda: mean_UD
+    return x_TD, lambda: newest_mean(x_TD, off_U1, newest)[1]

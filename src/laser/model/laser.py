@@ -9,7 +9,7 @@ from __future__ import annotations
 from laser.batch import Batch
 from laser.model.costs import Costs, laser_costs
 from laser.model.embeddings import total_width
-from laser.model.fusion import Fusion
+from laser.model.fusion import Fusion, newest_of_events
 from laser.model.gsta import GlobalStackedTargetAttention
 from laser.model.output import ModelOutput
 from laser.model.prepared import Prepared
@@ -186,6 +186,9 @@ class Laser(SequenceModel):
         embedded = self.embeddings(batch) if prepared is None else self.embeddings.embed(batch, prepared.rows)
         target_BD = self.target(embedded.target_BE)
         x_TD = self._events(embedded.history, batch)
+        newest = None
+        if self.fusion.newest_events:
+            x_TD, newest = newest_of_events(x_TD, batch.off_U1, self.fusion.newest_events)
 
         found = self.matched.find(batch)
         segment_GD, seg_off_B1, gates = self.sta(
@@ -201,16 +204,15 @@ class Laser(SequenceModel):
         if self.segment_recency is not None:
             segment_GD = self.segment_recency(segment_GD, seg_off_B1)
         user_BD = self.gsta(target_BD, segment_GD, seg_off_B1)
+        matched = self.matched(x_TD, found)
         tokens_BMD = self.fusion(
             user_BD,
             segment_GD,
             seg_off_B1,
             target_BD,
             embedded.context,
-            x_TD,
-            batch.off_U1,
-            batch.history_of_B,
-            self.matched(x_TD, found),
+            None if newest is None else newest()[batch.history_of_B],
+            matched,
         )
         logit_B, auxiliary_loss = self._head(tokens_BMD, batch)
         return ModelOutput(logit_B, auxiliary_loss, gates)

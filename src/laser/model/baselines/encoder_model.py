@@ -17,7 +17,7 @@ from laser.batch import Batch
 from laser.model.baselines.encoder import Encoder, Inputs
 from laser.model.costs import Costs, Form, whole_costs
 from laser.model.embeddings import total_width
-from laser.model.fusion import Tokens, newest_mean
+from laser.model.fusion import Tokens, newest_of_events
 from laser.model.output import ModelOutput
 from laser.model.sequence_model import Head, SequenceModel
 from laser.schema import Schema
@@ -124,14 +124,17 @@ class EncoderModel(SequenceModel):
         embedded = self.embeddings(batch)
         target_BD = self.target(embedded.target_BE)
         x_TD = self._events(embedded.history, batch)
+        newest = None
+        if self.newest_events:
+            x_TD, newest = newest_of_events(x_TD, batch.off_U1, self.newest_events)
         # The history's fields begin with the target's, in the same order: item, then side info of the item.
         item_TE = None
         if self.encoder.reads_items:
             item_TE = torch.cat([found.vectors() for found in embedded.history[: len(self.embeddings.target)]], dim=-1)
         encoded = self.encoder(Inputs(x_TD, target_BD, item_TE, embedded.target_BE, batch))
         groups = [*encoded.vectors, target_BD, *embedded.context]
-        if self.newest_events:
-            groups.append(newest_mean(x_TD, batch.off_U1, self.newest_events)[batch.history_of_B])
+        if newest is not None:
+            groups.append(newest()[batch.history_of_B])
         groups += self.matched(x_TD, self.matched.find(batch))
         logit_B, mixer_loss = self._head(self.fusion(groups), batch)
         losses = [loss for loss in (mixer_loss, encoded.auxiliary_loss) if loss is not None]
