@@ -26,6 +26,8 @@ from torch import Tensor
 
 from laser.ops.gather_sum import gather_sum
 from laser.ops.gather_sum import naive as gather_naive
+from laser.ops.newest_mean import naive as newest_naive
+from laser.ops.newest_mean import newest_mean
 from laser.ops.segment_readout import cpu as readout_cpu
 from laser.ops.segment_readout import naive as readout_naive
 from laser.ops.segment_readout import segment_readout
@@ -184,6 +186,29 @@ def check_readout(dtype: torch.dtype, D: int, newest: int) -> dict:
     return compare(op(segment_readout), op(readout_naive.segment_readout), [seg], ["output", "d_seg"])
 
 
+def check_newest(dtype: torch.dtype, D: int, newest: int) -> dict:
+    """The mean alone; the mean and the events that are handed on; and the mean's dtype under autocast."""
+    off_U1 = offsets([*LENGTHS, newest - 1, newest, newest + 1])
+    torch.manual_seed(0)
+    # Some events lie behind the last history.
+    x = torch.randn(int(off_U1[-1]) + 5, D, device=DEVICE).to(dtype)
+
+    def mean(function: Callable) -> Callable:
+        return lambda x: function(x, off_U1, newest)[1]
+
+    def both(function: Callable) -> Callable:
+        return lambda x: torch.cat(function(x, off_U1, newest))
+
+    naive = newest_naive.newest_mean
+    alone = compare(mean(newest_mean), mean(naive), [x], ["mean", "d_x of the mean"])
+    result = {**alone, **compare(both(newest_mean), both(naive), [x], ["output", "d_x"])}
+    with torch.autocast(DEVICE.type, torch.bfloat16):
+        dtypes = [mean(function)(x).dtype for function in (newest_mean, naive)]
+    worst = max(alone["error_over_allowed"], result["error_over_allowed"])
+    ok = alone["ok"] and result["ok"] and dtypes[0] == dtypes[1]
+    return {**result, "ok": ok, "error_over_allowed": worst, "dtypes_under_autocast": [str(each) for each in dtypes]}
+
+
 def check_empty() -> dict:
     """No sample; no history; only empty histories; all under autocast and no_grad, too."""
     none = torch.zeros(1, dtype=torch.int64, device=DEVICE)
@@ -195,10 +220,13 @@ def check_empty() -> dict:
         pooled, seg_off = segmented_target_attention(x, off, query, bias, history, 3)
         user = segment_softmax_attention(query, x, seg_off)
         maximum, newest = segment_readout(x, seg_off, 2)
-        loss = pooled.sum() + user.sum() + maximum.sum() + newest.sum()
+        _, mean = newest_mean(x, off, 3)
+        loss = pooled.sum() + user.sum() + maximum.sum() + newest.sum() + mean.sum()
         grads = torch.autograd.grad(loss, (x, query, bias))
         assert all(not g.isnan().any() and not g.any() for g in grads), "gradients of nothing are not zero"
-        assert not any(tensor.any() for tensor in (user, maximum, newest)), "what is read from nothing is not zero"
+        assert not any(tensor.any() for tensor in (user, maximum, newest, mean)), (
+            "what is read from nothing is not zero"
+        )
     x = torch.randn(20, 8, device=DEVICE, requires_grad=True)
     off, history = offsets([20]), torch.zeros(1, dtype=torch.int64, device=DEVICE)
     query = torch.randn(1, 2, 8, device=DEVICE, dtype=torch.bfloat16, requires_grad=True)
@@ -230,6 +258,23 @@ def check_large() -> dict:
         torch.equal(d_query[-4:], d_few[1]),
     ]
     return {"ok": all(same), "elements": x.numel(), "pooled_dx_dquery": same}
+
+
+def check_newest_large() -> dict:
+    """The mean of newest events past 2^31 elements: the last histories equal the same histories alone."""
+    U, L, D = 17_500, 1000, 128
+    x = torch.zeros(U * L, D, device=DEVICE, dtype=torch.bfloat16)
+    x[-4 * L :].normal_()
+    few = x[-4 * L :].clone()
+    outputs = []
+    for rows, histories in ((x, U), (few, 4)):
+        leaf = rows.requires_grad_()
+        _, mean = newest_mean(leaf, offsets(torch.full((histories,), L)), 100)
+        (d_x,) = torch.autograd.grad(mean, leaf, torch.ones_like(mean))
+        outputs.append((mean.detach()[-4:], d_x[-4 * L :].clone()))
+    same = [torch.equal(*pair) for pair in zip(*outputs, strict=True)]
+    same.append(bool(outputs[0][1].view(4, L, D)[:, -100:].all()))
+    return {"ok": all(same), "elements": x.numel(), "mean_dx_newest": same}
 
 
 def milliseconds(work: Callable[[], object], calls: int = 1, repeats: int = 20) -> tuple[float, float]:
@@ -401,6 +446,27 @@ def measure_gather(report: Report, copy_bytes_per_ms: float) -> None:
         )
 
 
+def measure_newest(report: Report, copy_bytes_per_ms: float) -> None:
+    """Beside one other use of the events, as in a training step, by the op and as PyTorch does it."""
+    U, T, D, newest = (1024, 404_000, 128, 100) if CUDA else (64, 20_000, 128, 100)
+    dtype = torch.bfloat16 if CUDA else torch.float32
+    x = torch.randn(T, D, device=DEVICE).to(dtype).requires_grad_()
+    off = torch.linspace(0, T, U + 1, device=DEVICE, dtype=torch.float64).long()
+    upstream = torch.randn(T, D, device=DEVICE).to(dtype), torch.randn(U, D, device=DEVICE).to(dtype)
+    forward = U * newest * D * x.itemsize / copy_bytes_per_ms
+    both = 3 * forward + 2 * x.nbytes / copy_bytes_per_ms
+
+    def work(function: Callable) -> object:
+        out, mean = function(x, off, newest)
+        # view_as is the other use: its gradient is made already, and no kernel of its own is timed.
+        return torch.autograd.grad((out.view_as(out), mean), x, upstream)
+
+    for name, function in (("op", newest_mean), ("naive", newest_naive.newest_mean)):
+        without = torch.no_grad()(lambda f=function: f(x, off, newest))
+        report.attempt(f"newest mean, {name}, forward", lambda w=without: timed(w, forward, 10))
+        report.attempt(f"newest mean, {name}, forward + backward", lambda f=function: timed(lambda: work(f), both, 10))
+
+
 def measure_peers(report: Report, shape: W1) -> None:
     """The same mathematics in plain PyTorch, and what others would run instead, on equal padded shapes."""
     B, L, D, H, w = shape.B, shape.L, shape.D, shape.H, shape.width
@@ -455,16 +521,19 @@ def correctness(report: Report) -> None:
         report.attempt(f"check STA {name} width={width}", lambda c=(dtype, D, H, width): check_segmented(*c))
         report.attempt(f"check target attention {name}", lambda c=(dtype, D, H): check_target(*c))
         report.attempt(f"check readout {name}", lambda c=(dtype, D, H): check_readout(*c))
+        report.attempt(f"check newest mean {name}", lambda c=(dtype, D): check_newest(*c, 100))
         report.attempt(f"check events by sum of rows {name}", lambda c=(dtype, D): check_gather(*c))
     report.attempt("check nothing, autocast, no_grad", check_empty)
     if CUDA:
         report.attempt("check past 2^31 elements", check_large)
+        report.attempt("check newest mean past 2^31 elements", check_newest_large)
 
 
 def measure(report: Report) -> None:
     rate = copy_rate()
     report.add("device copy", TB_per_s=rate / 1e9)
     measure_gather(report, rate)
+    measure_newest(report, rate)
     shape = W1(rate)
     measure_segmented(report, shape, "W1")
     measure_segmented(report, W1(rate, candidates=8), "W1, 8 candidates a history")
