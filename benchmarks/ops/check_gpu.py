@@ -26,6 +26,8 @@ from torch import Tensor
 
 from laser.ops.gather_sum import gather_sum
 from laser.ops.gather_sum import naive as gather_naive
+from laser.ops.keep_factor import keep_factor
+from laser.ops.keep_factor import naive as keep_naive
 from laser.ops.newest_mean import naive as newest_naive
 from laser.ops.newest_mean import newest_mean
 from laser.ops.segment_readout import cpu as readout_cpu
@@ -184,6 +186,19 @@ def check_readout(dtype: torch.dtype, D: int, newest: int) -> dict:
         return both
 
     return compare(op(segment_readout), op(readout_naive.segment_readout), [seg], ["output", "d_seg"])
+
+
+def check_keep(dtype: torch.dtype, D: int) -> dict:
+    """Dropout's factors, per row and per element: to the bit, but for the last one of what survives."""
+    key = torch.randint(-(2**62), 2**62, (3000,), device=DEVICE)
+    step = torch.tensor(7, device=DEVICE)
+    pairs = [
+        [function(0.1, 5, step, key, position, dtype) for function in (keep_factor, keep_naive.keep_factor)]
+        for position in (D, key.flip(0))
+    ]
+    same = [torch.equal(ours != 0, reference != 0) for ours, reference in pairs]
+    close = [torch.allclose(ours.float(), reference.float(), rtol=1e-6) for ours, reference in pairs]
+    return {"ok": all(same + close)}
 
 
 def check_newest(dtype: torch.dtype, D: int, newest: int) -> dict:
@@ -438,12 +453,36 @@ def measure_gather(report: Report, copy_bytes_per_ms: float) -> None:
     def gathered() -> Tensor:
         return gather_sum(rows, index, weight, scale)
 
-    for name, op, inputs in (("sum of rows", gathered, (rows,)), ("copies", copies, (embeddings, layer.weight))):
+    def plain() -> Tensor:
+        return gather_sum(rows, index, None, scale)
+
+    def promised() -> Tensor:
+        return gather_sum(rows, index, None, alike, 1.0)
+
+    alike = (scale > 0.1).float()
+    for name, op, inputs in (
+        ("sum of rows", gathered, (rows,)),
+        ("sum of rows, no weights", plain, (rows,)),
+        ("sum of rows, no weights, survivors alike", promised, (rows,)),
+        ("copies", copies, (embeddings, layer.weight)),
+    ):
         report.attempt(f"events by {name}, forward", lambda op=op: timed(torch.no_grad()(op), write))
         report.attempt(
             f"events by {name}, forward + backward",
             lambda op=op, inputs=inputs: timed(lambda: torch.autograd.grad(op(), inputs, upstream), 2 * write),
         )
+
+
+def measure_keep(report: Report, copy_bytes_per_ms: float) -> None:
+    """Dropout's factors of events and of tokens."""
+    T, B, E = (404_000, 1024, 1024) if CUDA else (20_000, 64, 1024)
+    step, key_T, key_B = torch.tensor(7, device=DEVICE), torch.arange(T, device=DEVICE), torch.arange(B, device=DEVICE)
+    for name, function in (("op", keep_factor), ("naive", keep_naive.keep_factor)):
+        for what, work, moved in (
+            ("events", lambda f=function: f(0.1, 5, step, key_T, key_T, torch.float32), T * 20),
+            ("tokens", lambda f=function: f(0.1, 5, step, key_B, E, torch.bfloat16), B * E * 2),
+        ):
+            report.attempt(f"dropout of {what}, {name}", lambda w=work, m=moved: timed(w, m / copy_bytes_per_ms, 10))
 
 
 def measure_newest(report: Report, copy_bytes_per_ms: float) -> None:
@@ -521,6 +560,7 @@ def correctness(report: Report) -> None:
         report.attempt(f"check STA {name} width={width}", lambda c=(dtype, D, H, width): check_segmented(*c))
         report.attempt(f"check target attention {name}", lambda c=(dtype, D, H): check_target(*c))
         report.attempt(f"check readout {name}", lambda c=(dtype, D, H): check_readout(*c))
+        report.attempt(f"check dropout {name}", lambda c=(dtype, D): check_keep(*c))
         report.attempt(f"check newest mean {name}", lambda c=(dtype, D): check_newest(*c, 100))
         report.attempt(f"check events by sum of rows {name}", lambda c=(dtype, D): check_gather(*c))
     report.attempt("check nothing, autocast, no_grad", check_empty)
@@ -533,6 +573,7 @@ def measure(report: Report) -> None:
     rate = copy_rate()
     report.add("device copy", TB_per_s=rate / 1e9)
     measure_gather(report, rate)
+    measure_keep(report, rate)
     measure_newest(report, rate)
     shape = W1(rate)
     measure_segmented(report, shape, "W1")

@@ -22,6 +22,7 @@ from triton.runtime.jit import JITFunction
 
 from laser.ops.gather_sum import gather_sum
 from laser.ops.keep_factor import keep_factor
+from laser.ops.newest_mean import newest_mean
 from laser.ops.segment_readout import segment_readout
 from laser.ops.segmented_attention import segmented_target_attention
 from laser.ops.target_attention import segment_softmax_attention
@@ -76,6 +77,7 @@ def call_all(dtype: torch.dtype) -> None:
     for weights, scales in product((None, weight), (None, scale)):
         backward(gather_sum(events, index, weights, scales))
     backward(gather_sum(events, index, None, scale, 1.0))
+    backward(*newest_mean(events, off, 4))
     keep_factor(0.1, 1, torch.tensor(2), off, off, dtype)
     keep_factor(0.1, 1, 2, off, 1024, dtype)
 

@@ -11,6 +11,8 @@ from torch import Tensor
 from laser.ops.availability import has_triton
 from laser.ops.gather_sum import gather_sum
 from laser.ops.gather_sum import naive as gather_naive
+from laser.ops.keep_factor import keep_factor
+from laser.ops.keep_factor import naive as keep_naive
 from laser.ops.newest_mean import naive as newest_naive
 from laser.ops.newest_mean import newest_mean
 from laser.ops.segment_readout import naive as readout_naive
@@ -75,6 +77,16 @@ def _newest(op: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., Tensor]:
     return lambda x_TD, off_U1, _query_BHD: torch.cat(op(x_TD, off_U1, 3))
 
 
+def _keep(op: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def case(rows_TD: Tensor, _off_U1: Tensor, _query_BHD: Tensor) -> Tensor:
+        key_T, width = torch.arange(len(rows_TD), device=rows_TD.device), rows_TD.shape[1]
+        return (
+            rows_TD * op(0.5, 1, 2, key_T, width, rows_TD.dtype) * op(0.1, 1, 2, key_T, key_T, rows_TD.dtype)[:, None]
+        )
+
+    return case
+
+
 def _gather(op: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def case(rows_RD: Tensor, off_U1: Tensor, _query_BHD: Tensor) -> Tensor:
         index_TS = torch.stack([off_U1, off_U1.flip(0)], 1).clamp(max=len(rows_RD) - 1).int()
@@ -93,6 +105,7 @@ _CASES: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
         _target(target_naive.segment_softmax_attention),
     ),
     "gather_sum": (_gather(gather_sum), _gather(gather_naive.gather_sum)),
+    "keep_factor": (_keep(keep_factor), _keep(keep_naive.keep_factor)),
     "newest_mean": (_newest(newest_mean), _newest(newest_naive.newest_mean)),
     "segment_readout": (_readout(segment_readout), _readout(readout_naive.segment_readout)),
 }
