@@ -184,7 +184,8 @@ def on_gpu(step: Callable[[], None], out: Path) -> dict[str, Any]:
     ]
     busy = sum(row.self_device_time_total for row in kernels) / repeats / 1e3
     launches = sum(row.count for row in averages if "LaunchKernel" in row.key) / repeats
-    return {"device_busy_ms": round(busy, 3), "launches": launches, "waits": waits(step)}
+    count = sum(row.count for row in kernels) / repeats
+    return {"device_busy_ms": round(busy, 3), "kernels": count, "launches": launches, "waits": waits(step)}
 
 
 def waits(step: Callable[[], None]) -> dict[str, int]:
