@@ -15,6 +15,8 @@ from laser.ops.keep_factor import keep_factor
 from laser.ops.keep_factor import naive as keep_naive
 from laser.ops.newest_mean import naive as newest_naive
 from laser.ops.newest_mean import newest_mean
+from laser.ops.residual_norm import naive as residual_naive
+from laser.ops.residual_norm import residual_norm
 from laser.ops.segment_readout import naive as readout_naive
 from laser.ops.segment_readout import segment_readout
 from laser.ops.segmented_attention import naive as segmented_naive
@@ -95,6 +97,15 @@ def _gather(op: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return case
 
 
+def _residual(op: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def case(a_ND: Tensor, _off_U1: Tensor, query_BHD: Tensor) -> Tensor:
+        weight_D, bias_D = query_BHD[0] / 8
+        # Neighbours in a row of a differ little; b gives the sum a spread.
+        return op(a_ND, (9 * a_ND).cos(), weight_D, bias_D, 1e-5)
+
+    return case
+
+
 _CASES: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
     "segmented_attention": (
         _segmented(segmented_target_attention),
@@ -108,4 +119,5 @@ _CASES: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
     "keep_factor": (_keep(keep_factor), _keep(keep_naive.keep_factor)),
     "newest_mean": (_newest(newest_mean), _newest(newest_naive.newest_mean)),
     "segment_readout": (_readout(segment_readout), _readout(readout_naive.segment_readout)),
+    "residual_norm": (_residual(residual_norm), _residual(residual_naive.residual_norm)),
 }
