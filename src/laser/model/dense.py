@@ -1,8 +1,10 @@
-"""The two dense building blocks, initialised as the model wants them: Linear and feed-forward network."""
+"""The dense building blocks: Linear and feed-forward network, initialised as the model wants them, and LN(a + b)."""
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
+
+from laser.ops.residual_norm import residual_norm
 
 
 def linear(inputs: int, outputs: int, *, bias: bool = True) -> nn.Linear:
@@ -19,3 +21,20 @@ class FeedForward(nn.Sequential):
 
     def __init__(self, width: int, multiple: int = 4) -> None:
         super().__init__(linear(width, multiple * width), nn.GELU(), linear(multiple * width, width))
+
+
+class ResidualNorm(nn.LayerNorm):
+    """Layer norm, of a sum where there is one: parameters and values of ``nn.LayerNorm``, one kernel on CUDA.
+
+    Args:
+        width: of what is normalised.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        """LN(input + residual), or LN(input)."""
+        if residual is None:
+            return super().forward(input)
+        return residual_norm(input, residual, self.weight, self.bias, self.eps)

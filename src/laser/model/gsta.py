@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from laser.model.dense import FeedForward, linear
+from laser.model.dense import FeedForward, ResidualNorm, linear
 from laser.model.folded import FoldedHeads
 from laser.ops.target_attention import segment_softmax_attention
 
@@ -28,9 +28,9 @@ class GlobalLayer(nn.Module):
         self.heads = FoldedHeads(width, num_heads, width // num_heads)
         # No bias: without history the attention adds exactly nothing.
         self.out = linear(width, width, bias=False)
-        self.norm_attention = nn.LayerNorm(width)
+        self.norm_attention = ResidualNorm(width)
         self.ffn = FeedForward(width, ffn_multiple)
-        self.norm_ffn = nn.LayerNorm(width)
+        self.norm_ffn = ResidualNorm(width)
 
     def forward(self, user_BD: Tensor, segment_GD: Tensor, seg_off_B1: Tensor) -> Tensor:
         """u^{l-1} -> u^l, [B, D]."""
@@ -41,8 +41,8 @@ class GlobalLayer(nn.Module):
 
     def after_attention(self, user_BD: Tensor, pooled_BHD: Tensor) -> Tensor:
         """What follows the weighted mean of the segments: u^{l-1} and it -> u^l."""
-        user_BD = self.norm_attention(user_BD + self.out(self.heads.value(pooled_BHD)))
-        return self.norm_ffn(user_BD + self.ffn(user_BD))
+        user_BD = self.norm_attention(user_BD, self.out(self.heads.value(pooled_BHD)))
+        return self.norm_ffn(user_BD, self.ffn(user_BD))
 
 
 class GlobalStackedTargetAttention(nn.Module):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from laser.ops.keep_factor.naive import scalar_hash
+from laser.model.dense import ResidualNorm
 
 COEFFICIENT_FACTOR = 1.2
 COEFFICIENT_MINIMUM, COEFFICIENT_MAXIMUM = 1e-8, 0.1
@@ -150,18 +151,18 @@ class MixerBlock(nn.Module):
 
     def __init__(self, width: int, feed_forward: nn.Module) -> None:
         super().__init__()
-        self.norm_mix = nn.LayerNorm(width)
+        self.norm_mix = ResidualNorm(width)
         self.feed_forward = feed_forward
-        self.norm_ffn = nn.LayerNorm(width)
+        self.norm_ffn = ResidualNorm(width)
 
     def forward(self, x_BMD: Tensor, step: int, global_size: int) -> tuple[Tensor, Tensor | None]:
         """[B, M, D] -> [B, M, D], and the sparse network's auxiliary loss."""
-        s_BMD = self.norm_mix(mix_tokens(x_BMD) + x_BMD)
+        s_BMD = self.norm_mix(mix_tokens(x_BMD), x_BMD)
         if isinstance(self.feed_forward, SparseFeedForward):
             v_BMD, auxiliary_loss = self.feed_forward(s_BMD, step, global_size)
         else:
             v_BMD, auxiliary_loss = self.feed_forward(s_BMD), None
-        return self.norm_ffn(v_BMD + s_BMD), auxiliary_loss
+        return self.norm_ffn(v_BMD, s_BMD), auxiliary_loss
 
 
 class RankMixer(nn.Module):

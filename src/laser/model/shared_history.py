@@ -174,7 +174,7 @@ class SharedHistory(nn.Module):
         z_BND = z_HNBV.permute(2, 1, 0, 3).flatten(2)
         if sta.pooling == "mean":
             z_BND = z_BND / live_P.view(-1, width).sum(1)[:, None]
-        segment_BND = sta.norm(z_BND if sta.ffn is None else z_BND + sta.ffn(z_BND))
+        segment_BND = sta.normed(z_BND)
         recency = self.network.segment_recency
         if recency is None:
             return segment_BND

@@ -23,7 +23,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from laser.model.dense import FeedForward
+from laser.model.dense import FeedForward, ResidualNorm
 from laser.model.folded import FoldedHeads
 from laser.model.match_gate import MatchGate, corrected_gates
 from laser.model.matching import Matches
@@ -99,7 +99,7 @@ class SegmentedTargetAttention(nn.Module):
             raise ValueError("match_gate changes sigmoid gates, and gate is softmax; set one of the two otherwise")
         self.match = MatchGate(match_pairs, num_heads, match_newest, segment_width) if match_pairs else None
         self.ffn = FeedForward(width, ffn_multiple) if ffn_multiple else None
-        self.norm = nn.LayerNorm(width) if layer_norm else nn.Identity()
+        self.norm = ResidualNorm(width) if layer_norm else nn.Identity()
 
     def forward(
         self,
@@ -170,7 +170,15 @@ class SegmentedTargetAttention(nn.Module):
         """Segments of gated sums."""
         if self.pooling == "mean":
             z_GD = z_GD / self._sizes(off_U1, history_of_B, seg_off_B1, z_GD)[:, None]
-        return self.norm(z_GD if self.ffn is None else z_GD + self.ffn(z_GD))
+        return self.normed(z_GD)
+
+    def normed(self, z_GD: Tensor) -> Tensor:
+        """LN(z + FFN(z)), or what is left of it where a part is switched off; leading dimensions are free."""
+        if self.ffn is None:
+            return self.norm(z_GD)
+        if isinstance(self.norm, ResidualNorm):
+            return self.norm(z_GD, self.ffn(z_GD))
+        return z_GD + self.ffn(z_GD)
 
     def _pool(
         self,

@@ -17,7 +17,7 @@ from laser.model.baselines.attention import masked_softmax
 from laser.model.baselines.encoder import Encoded, Encoder, Inputs
 from laser.model.baselines.padding import pad
 from laser.model.costs import Form
-from laser.model.dense import FeedForward, linear
+from laser.model.dense import FeedForward, ResidualNorm, linear
 
 
 class Layer(nn.Module):
@@ -26,7 +26,7 @@ class Layer(nn.Module):
     def __init__(self, width: int, num_heads: int, ffn_multiple: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.norm_attention, self.norm_ffn = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.norm_attention, self.norm_ffn = ResidualNorm(width), ResidualNorm(width)
         self.query_key_value, self.out = linear(width, 3 * width, bias=False), linear(width, width, bias=False)
         self.ffn = FeedForward(width, ffn_multiple)
 
@@ -38,8 +38,8 @@ class Layer(nn.Module):
         )
         score_BHLL = query_BHLQ @ key_BHLQ.transpose(2, 3) * query_BHLQ.shape[-1] ** -0.5
         weight_BHLL = masked_softmax(score_BHLL, live_BL[:, None, None]).to(value_BHLQ.dtype)
-        x_BLD = self.norm_attention(x_BLD + self.out((weight_BHLL @ value_BHLQ).transpose(1, 2).flatten(2)))
-        return self.norm_ffn(x_BLD + self.ffn(x_BLD))
+        x_BLD = self.norm_attention(x_BLD, self.out((weight_BHLL @ value_BHLQ).transpose(1, 2).flatten(2)))
+        return self.norm_ffn(x_BLD, self.ffn(x_BLD))
 
 
 class TransAct(Encoder):
