@@ -30,6 +30,8 @@ from laser.ops.keep_factor import keep_factor
 from laser.ops.keep_factor import naive as keep_naive
 from laser.ops.newest_mean import naive as newest_naive
 from laser.ops.newest_mean import newest_mean
+from laser.ops.residual_norm import naive as residual_naive
+from laser.ops.residual_norm import residual_norm
 from laser.ops.segment_readout import cpu as readout_cpu
 from laser.ops.segment_readout import naive as readout_naive
 from laser.ops.segment_readout import segment_readout
@@ -224,6 +226,24 @@ def check_newest(dtype: torch.dtype, D: int, newest: int) -> dict:
     return {**result, "ok": ok, "error_over_allowed": worst, "dtypes_under_autocast": [str(each) for each in dtypes]}
 
 
+def check_residual(dtype: torch.dtype, D: int) -> dict:
+    """Contiguous rows, then what the mixer has: float32 tokens beside a transposed product in half precision."""
+    torch.manual_seed(0)
+    weight, bias = torch.rand(D, device=DEVICE) + 0.5, torch.randn(D, device=DEVICE)
+    names = ["normed", "d_a", "d_b", "d_weight", "d_bias"]
+    results = {}
+    for case, (B, M, first) in {"rows": (5003, 1, dtype), "tokens": (301, 16, torch.float32)}.items():
+        a = (5 + 3 * torch.randn(B, M, D, device=DEVICE)).to(first)
+        b = torch.randn(M, B, D, device=DEVICE).to(dtype).transpose(0, 1)
+        inputs = [a, b, weight, bias]
+        found = compare(
+            lambda *x: residual_norm(*x, 1e-5), lambda *x: residual_naive.residual_norm(*x, 1e-5), inputs, names
+        )
+        results |= {f"{case} {name}": value for name, value in found.items() if name != "ok"}
+        results["ok"] = results.get("ok", True) and found["ok"]
+    return results
+
+
 def check_empty() -> dict:
     """No sample; no history; only empty histories; all under autocast and no_grad, too."""
     none = torch.zeros(1, dtype=torch.int64, device=DEVICE)
@@ -242,12 +262,22 @@ def check_empty() -> dict:
         assert not any(tensor.any() for tensor in (user, maximum, newest, mean)), (
             "what is read from nothing is not zero"
         )
+        assert not any(tensor.any() for tensor in (user, maximum, newest)), "what is read from nothing is not zero"
+    weights = [torch.ones(8, device=DEVICE, requires_grad=True) for _ in range(2)]
+    grads = torch.autograd.grad(residual_norm(x, x, *weights).sum(), [x, *weights])
+    assert not any(g.any() for g in grads), "gradients of a norm of nothing are not zero"
     x = torch.randn(20, 8, device=DEVICE, requires_grad=True)
     off, history = offsets([20]), torch.zeros(1, dtype=torch.int64, device=DEVICE)
     query = torch.randn(1, 2, 8, device=DEVICE, dtype=torch.bfloat16, requires_grad=True)
     with torch.autocast(DEVICE.type, torch.bfloat16):
         segmented_target_attention(x, off, query, bias, history, 3)[0].sum().backward()
     assert (x.grad.dtype, query.grad.dtype) == (torch.float32, torch.bfloat16)
+    half = torch.randn(20, 8, device=DEVICE, dtype=torch.bfloat16, requires_grad=True)
+    with torch.autocast(DEVICE.type, torch.bfloat16):
+        normed, plain = residual_norm(half, half, *weights), F.layer_norm(half + half, (8,), *weights)
+    assert normed.dtype == plain.dtype, f"a norm is {normed.dtype} under autocast, not {plain.dtype}"
+    normed.sum().backward()
+    assert (half.grad.dtype, weights[0].grad.dtype) == (torch.bfloat16, torch.float32)
     with torch.no_grad():
         segmented_target_attention(x, off, query, bias, history, 3)
     return {"ok": True}
@@ -290,6 +320,57 @@ def check_newest_large() -> dict:
     same = [torch.equal(*pair) for pair in zip(*outputs, strict=True)]
     same.append(bool(outputs[0][1].view(4, L, D)[:, -100:].all()))
     return {"ok": all(same), "elements": x.numel(), "mean_dx_newest": same}
+
+
+def check_large_residual() -> dict:
+    """Past 2^31 elements: the last rows equal the same rows alone, in both layouts."""
+    N, D, few = 4_200_000, 512, 4096
+    a = torch.zeros(N, D, device=DEVICE, dtype=torch.bfloat16)
+    a[-few:].normal_()
+    weights = [torch.randn(D, device=DEVICE, requires_grad=True) for _ in range(2)]
+    results: dict[str, object] = {"ok": True, "elements": a.numel()}
+    for case, rows in {"rows": a, "tokens": a.view(2, -1, D).transpose(0, 1)}.items():
+        rows = rows.detach().requires_grad_()
+        y = residual_norm(rows, rows.detach(), *weights)
+        d_rows = torch.autograd.grad(y, rows, torch.ones_like(y))[0]
+        # The last of tokens lie with as many rows of zeros, which are those of the first half.
+        last = slice(-few, None) if case == "rows" else slice(-few // 2, None)
+        alone = rows.detach()[last]
+        alone = alone.clone() if case == "rows" else alone.transpose(0, 1).contiguous().transpose(0, 1)
+        alone.requires_grad_()
+        y_alone = residual_norm(alone, alone.detach(), *weights)
+        d_alone = torch.autograd.grad(y_alone, alone, torch.ones_like(y_alone))[0]
+        results[case] = [torch.equal(y[last], y_alone), torch.equal(d_rows[last], d_alone)]
+        results["ok"] = results["ok"] and all(results[case])
+        del rows, y, d_rows
+    return results
+
+
+def check_recorded_residual() -> dict:
+    """Forward and backward replayed on other values: the bits of calls without a graph."""
+    leaves = [torch.randn(1000, 16, 128, device=DEVICE, dtype=torch.bfloat16) for _ in range(2)]
+    leaves += [torch.randn(128, device=DEVICE) for _ in range(2)]
+    leaves = [leaf.requires_grad_() for leaf in leaves]
+
+    def step() -> list[Tensor]:
+        with torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
+            y = residual_norm(*leaves)
+        return [y, *torch.autograd.grad(y.mean(1).square().sum(), leaves)]
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        recorded = step()
+    with torch.no_grad():
+        for leaf in leaves:
+            leaf.normal_()
+    graph.replay()
+    same = [torch.equal(one, other) for one, other in zip(recorded, step(), strict=True)]
+    return {"ok": all(same), "same": same}
 
 
 def milliseconds(work: Callable[[], object], calls: int = 1, repeats: int = 20) -> tuple[float, float]:
@@ -433,6 +514,33 @@ def measure_others(report: Report, copy_bytes_per_ms: float) -> None:
         )
 
 
+def measure_residual(report: Report, copy_bytes_per_ms: float) -> None:
+    """A norm of a sum as the models have it, beside PyTorch's. Floors: a, b, y; then d_y, a, b, and d_a, d_b."""
+    D = 128
+    for N in (2048, 32_768) if CUDA else (2048,):
+        a = torch.randn(N, D, device=DEVICE, requires_grad=True)
+        b = torch.randn(N, D, device=DEVICE).to(torch.bfloat16 if CUDA else torch.float32).requires_grad_()
+        weight, bias = (torch.ones(D, device=DEVICE, requires_grad=True) for _ in range(2))
+        upstream = torch.randn(N, D, device=DEVICE)
+        inputs = (a, b, weight, bias)
+        floor = (a.nbytes + b.nbytes + upstream.nbytes) / copy_bytes_per_ms
+        both = floor + (2 * a.nbytes + 2 * b.nbytes + upstream.nbytes) / copy_bytes_per_ms
+
+        def ours(inputs: tuple[Tensor, ...] = inputs) -> Tensor:
+            return residual_norm(*inputs)
+
+        def plain(inputs: tuple[Tensor, ...] = inputs) -> Tensor:
+            return F.layer_norm(inputs[0] + inputs[1], (D,), *inputs[2:])
+
+        for name, op in (("residual norm", ours), ("layer_norm(a + b)", plain)):
+            what = f"{name}, {N} rows"
+            report.attempt(f"{what} forward", lambda op=op, f=floor: timed(torch.no_grad()(op), f, 10))
+            report.attempt(
+                f"{what} forward + backward",
+                lambda op=op, i=inputs, u=upstream, f=both: timed(lambda: torch.autograd.grad(op(), i, u), f, 10),
+            )
+
+
 def measure_gather(report: Report, copy_bytes_per_ms: float) -> None:
     """Events of a step of ASSISTments (three fields, one with three values, age and rank), against copies per event."""
     T, R, D = (400_000, 3_200, 128) if CUDA else (20_000, 500, 128)
@@ -563,10 +671,15 @@ def correctness(report: Report) -> None:
         report.attempt(f"check dropout {name}", lambda c=(dtype, D): check_keep(*c))
         report.attempt(f"check newest mean {name}", lambda c=(dtype, D): check_newest(*c, 100))
         report.attempt(f"check events by sum of rows {name}", lambda c=(dtype, D): check_gather(*c))
+        # On a CPU it is PyTorch's norm; of a single value, whose gradient is 0, errors are not relative to anything.
+        if CUDA and D > 1:
+            report.attempt(f"check residual norm {name}", lambda c=(dtype, D): check_residual(*c))
     report.attempt("check nothing, autocast, no_grad", check_empty)
     if CUDA:
         report.attempt("check past 2^31 elements", check_large)
         report.attempt("check newest mean past 2^31 elements", check_newest_large)
+        report.attempt("check residual norm past 2^31 elements", check_large_residual)
+        report.attempt("check residual norm in a CUDA graph", check_recorded_residual)
 
 
 def measure(report: Report) -> None:
@@ -581,6 +694,7 @@ def measure(report: Report) -> None:
     if CUDA:
         measure_segmented(report, W1(rate, dtype=torch.float32), "W1 in float32")
     measure_others(report, rate)
+    measure_residual(report, rate)
     measure_peers(report, shape)
     if not CUDA:
         seg_off = offsets(torch.full((64,), 20))

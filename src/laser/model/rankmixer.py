@@ -11,8 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from laser.ops.keep_factor.naive import scalar_hash
 from laser.model.dense import ResidualNorm
+from laser.ops.keep_factor.naive import scalar_hash
 
 COEFFICIENT_FACTOR = 1.2
 COEFFICIENT_MINIMUM, COEFFICIENT_MAXIMUM = 1e-8, 0.1
