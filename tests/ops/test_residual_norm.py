@@ -122,6 +122,24 @@ def test_strides(device: torch.device) -> None:
     check([a, b, weight, bias, torch.ones((), device=device).expand(6, 5, 24)])
 
 
+def test_what_is_read_where_it_lies(device: torch.device) -> None:
+    """Neither tokens of a transposed product nor an expanded gradient are copied, whatever lies beside them."""
+    tokens, rows = torch.randn(5, 6, 8, device=device).transpose(0, 1), torch.randn(6, 5, 8, device=device)
+    expanded = torch.randn(6, 1, 8, device=device).expand(6, 5, 8)
+    for tensors in ((tokens, rows), (expanded, tokens, rows), (expanded, rows, rows), (rows, rows[..., :8])):
+        found = triton.as_rows(*tensors)
+        assert [x.data_ptr() for x in found] == [x.data_ptr() for x in tensors]
+        assert all(torch.equal(x.reshape(30, 8), y.reshape(30, 8)) for x, y in zip(found, tensors, strict=True))
+    assert [x.shape for x in triton.as_rows(rows, rows)] == [(30, 1, 8)] * 2
+
+
+def test_rows_behind_the_end_have_no_part_in_it(device: torch.device) -> None:
+    a, b, weight, bias, upstream = inputs((13, 40), device)
+    expected = run(FusedResidualNorm.apply, a, b, weight, bias, upstream)
+    padded = [torch.cat([x, x.new_full((40, 40), torch.nan)])[:13] for x in (a, b, upstream)]
+    assert all(map(torch.equal, run(FusedResidualNorm.apply, *padded[:2], weight, bias, padded[2]), expected))
+
+
 def test_large_offset(device: torch.device) -> None:
     """The variance of values of mean 1000 and spread 1 is not what is left of a difference of squares."""
     a, *rest = inputs((50, 200), device)
