@@ -23,6 +23,7 @@ from triton.runtime.jit import JITFunction
 from laser.ops.gather_sum import gather_sum
 from laser.ops.keep_factor import keep_factor
 from laser.ops.newest_mean import newest_mean
+from laser.ops.residual_norm import residual_norm
 from laser.ops.segment_readout import segment_readout
 from laser.ops.segmented_attention import segmented_target_attention
 from laser.ops.target_attention import segment_softmax_attention
@@ -78,6 +79,11 @@ def call_all(dtype: torch.dtype) -> None:
         backward(gather_sum(events, index, weights, scales))
     backward(gather_sum(events, index, None, scale, 1.0))
     backward(*newest_mean(events, off, 4))
+    for other in (torch.float32, dtype):
+        a = torch.randn(32, 8, WIDTH, dtype=other, requires_grad=True)
+        b = torch.randn(8, 32, WIDTH, dtype=dtype, requires_grad=True)
+        weight_D, bias_D = (torch.ones(WIDTH, requires_grad=True) for _ in range(2))
+        backward(residual_norm(a, b.transpose(0, 1), weight_D, bias_D))
     keep_factor(0.1, 1, torch.tensor(2), off, off, dtype)
     keep_factor(0.1, 1, 2, off, 1024, dtype)
 
