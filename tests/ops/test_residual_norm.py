@@ -83,6 +83,13 @@ def test_half_precision(dtypes: tuple[torch.dtype, torch.dtype], D: int, device:
     check(inputs((37, D), device, *dtypes))
 
 
+@pytest.mark.parametrize("half", [(2,), (3,), (2, 3)])
+def test_weights_in_half_precision(half: tuple[int, ...], device: torch.device) -> None:
+    """One of both or both; autograd would hide a gradient of the other's dtype, but not its rounding."""
+    tensors = inputs((37, 40), device)
+    check([tensor.half() if at in half else tensor for at, tensor in enumerate(tensors)])
+
+
 def test_sum_is_not_rounded(device: torch.device) -> None:
     """1 + 2^-10 is 1 in bfloat16; the norm of the sum sees the difference."""
     a = torch.ones(1, 8, dtype=BFLOAT16, device=device)
