@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from check_gpu import CUDA, DEVICE, milliseconds, offsets
+from harness import CUDA, DEVICE, milliseconds, offsets
 from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.nn.functional import layer_norm, scaled_dot_product_attention, silu

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from check_gpu import CUDA, DEVICE, copy_rate, milliseconds, offsets
+from harness import CUDA, DEVICE, copy_rate, milliseconds, offsets
 from torch import Tensor
 
 from laser.ops.segmented_attention import segmented_target_attention
