@@ -91,6 +91,20 @@ def test_nothing(implementation, T, S, R, device):
     assert not gradient.any()
 
 
+@pytest.mark.parametrize("survivors", [None, 0.5])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_what_has_no_part_is_not_read(weighted, survivors, device):
+    """Of dropped events and unused slots: whole chunks of 64 pairs, and single ones beside others."""
+    index = torch.tensor([0] * 150 + [1, 2] * 50, dtype=torch.int32, device=device)[:, None]
+    part = torch.cat([torch.arange(150) >= 140, torch.arange(100) % 3 > 0]).to(device)
+    factor = part.float() / 2
+    upstream = torch.where(part, 4.0, torch.nan)[:, None].expand(-1, 8).contiguous()
+    weight, scale = (factor[:, None], None) if weighted else (None, factor)
+    got = triton.backward(upstream, index, weight, scale, None if weighted else survivors, 3)
+    counts = torch.zeros(3, device=device).index_add_(0, index[:, 0].long(), part.float())
+    assert got.tolist() == (2 * counts[:, None].expand(-1, 8)).tolist()
+
+
 def test_gradcheck():
     rows, index, weight, scale = make(9, 2, 4, 3, torch.float64, torch.device("cpu"))
     rows.requires_grad_()

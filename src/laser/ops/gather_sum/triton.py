@@ -104,14 +104,19 @@ def run_kernel(
     if SCALED:
         scale_P = tl.load(scale_T + event_P, mask=live_P, other=0.0)
         factor_P *= tl.where(scale_P != 0.0, 1.0, 0.0) if SURVIVORS else scale_P
-    d_PD = tl.load(d_sum_TD + event_P[:, None] * D + d_D[None, :], mask=live_P[:, None] & in_D[None, :], other=0.0)
+    # Events that were dropped and slots that an event does not use are not read, and a chunk of them alone costs little.
+    some_P = factor_P != 0.0
+    d_at_PD = d_sum_TD + event_P[:, None] * D + d_D[None, :]
+    d_PD = tl.load(d_at_PD, mask=some_P[:, None] & in_D[None, :], other=0.0)
     if not SPLIT:
         d_PD = d_PD.to(tl.float32)
     l_L = tl.arange(0, BLOCK_P)
     own_LP = tl.where(run_P[None, :] == l_L[:, None], factor_P[None, :], 0.0)
     if SPLIT and not WEIGHTED and (SURVIVORS or not SCALED):
         own_LP = own_LP.to(tl.bfloat16)  # zeros and ones, so that nothing is left to a second product
-    sum_LD = product(own_LP, d_PD, tl.zeros((BLOCK_P, BLOCK_D), tl.float32), SPLIT)
+    sum_LD = tl.zeros((BLOCK_P, BLOCK_D), tl.float32)
+    if tl.max(some_P.to(tl.int32), 0) > 0:
+        sum_LD = product(own_LP, d_PD, sum_LD, SPLIT)
     if SURVIVORS:
         sum_LD *= survivors
     last = tl.max(tl.where(live_P, run_P, 0), 0)
