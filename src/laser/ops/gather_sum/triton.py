@@ -104,7 +104,7 @@ def run_kernel(
     if SCALED:
         scale_P = tl.load(scale_T + event_P, mask=live_P, other=0.0)
         factor_P *= tl.where(scale_P != 0.0, 1.0, 0.0) if SURVIVORS else scale_P
-    # Events that were dropped and slots that an event does not use are not read, and a chunk of them alone costs little.
+    # Dropped events and slots that an event does not use are not read, and a chunk of them alone costs little.
     some_P = factor_P != 0.0
     d_at_PD = d_sum_TD + event_P[:, None] * D + d_D[None, :]
     d_PD = tl.load(d_at_PD, mask=some_P[:, None] & in_D[None, :], other=0.0)
