@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -69,6 +70,52 @@ def test_both_end_after_the_same_step(two_processes, prepared, told, end):
     assert [(folder / f"end.{rank}").read_text() for rank in range(2)] == [end, end]
 
 
+def started(folder: Path, prepared: Path, devices: int, callbacks: str = "[]") -> list[str]:
+    """Command of a run that does not end by itself soon."""
+    (folder / "recipe.yaml").write_text(f"""
+data: {{path: {prepared}, batch_size: 64, max_history: 12}}
+model:
+  network:
+    class_path: laser.model.laser.Laser
+    init_args: {{width: 16, segment_width: 3, mixer_tokens: 4, mixer_width: 16}}
+trainer:
+  accelerator: cpu
+  devices: {devices}
+  max_epochs: 100
+  default_root_dir: {folder / "run"}
+  enable_progress_bar: false
+  logger: false
+  callbacks: {callbacks}
+""")
+    return [sys.executable, "-m", "laser.cli", "fit", "-c", str(folder / "recipe.yaml")]
+
+
+def environment(*path: str) -> dict[str, str]:
+    kept = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    return kept | {"PYTHONPATH": os.pathsep.join([*path, kept.get("PYTHONPATH", "")])}
+
+
+def launched_by(pid: int) -> list[str]:
+    """Processes of the same run."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [child for child in children if b"fit" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
+def test_told_while_processes_find_each_other(prepared, tmp_path):
+    """The one that was told ends, and with it the one that it started, which would wait for it for half an hour."""
+    process = subprocess.Popen(started(tmp_path, prepared, 2), env=environment(), stderr=subprocess.PIPE, text=True)
+    while not (launched := launched_by(process.pid)):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, told = process.communicate(timeout=60)
+    assert (process.returncode, told) == (-signal.SIGTERM, "")
+    deadline = time.monotonic() + 20
+    while any(Path(f"/proc/{child}").exists() for child in launched):
+        assert time.monotonic() < deadline, "the other process still waits"
+        time.sleep(0.05)
+
+
 @pytest.mark.parametrize("devices", [1, 2])
 def test_a_run_that_was_ended_is_not_taken_for_a_complete_one(prepared, tmp_path, devices):
     (tmp_path / "told.py").write_text(f"""
@@ -79,24 +126,7 @@ class Told(Callback):
         if trainer.global_rank == 0 and trainer.global_step == {TOLD}:
             os.kill(os.getpid(), signal.SIGTERM)
 """)
-    (tmp_path / "recipe.yaml").write_text(f"""
-data: {{path: {prepared}, batch_size: 64, max_history: 12}}
-model:
-  network:
-    class_path: laser.model.laser.Laser
-    init_args: {{width: 16, segment_width: 3, mixer_tokens: 4, mixer_width: 16}}
-trainer:
-  accelerator: cpu
-  devices: {devices}
-  max_epochs: 100
-  default_root_dir: {tmp_path / "run"}
-  enable_progress_bar: false
-  logger: false
-  callbacks: [told.Told]
-""")
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(tmp_path), environment.get("PYTHONPATH", "")])
-    command = [sys.executable, "-m", "laser.cli", "fit", "-c", str(tmp_path / "recipe.yaml")]
-    done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, timeout=120)
+    command = started(tmp_path, prepared, devices, "[told.Told]")
+    done = subprocess.run(command, env=environment(str(tmp_path)), stderr=subprocess.PIPE, text=True, timeout=120)
     assert done.returncode == ENDED, done.stderr[-3000:]
     assert done.stderr == ""

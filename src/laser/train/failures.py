@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -85,10 +86,26 @@ class PatientLauncher(_SubprocessScriptLauncher):
         self.leave_if_lost = leave_if_lost
 
     def launch(self, function: Callable, *args: Any, trainer: Any = None, **kwargs: Any) -> Any:
-        """Start the other processes, if nobody else does, and run ``function`` in this one."""
+        """Start the other processes, if nobody else does, and run ``function`` in this one.
+
+        Until ``leave_signals``, SIGTERM to this process ends the others, too.
+        """
         self.cluster_environment.validate_settings(num_devices=self.num_processes, num_nodes=self.num_nodes)
         if not self.cluster_environment.creates_processes_externally:
             self._call_children_scripts()
             PatientObserver(self.leave_if_lost, os.getpid(), self.procs).start()
+            if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+                signal.signal(signal.SIGTERM, self._end_with_launched)
         _set_num_threads_if_needed(num_processes=self.num_processes)
         return function(*args, **kwargs)
+
+    def _end_with_launched(self, number: int, _frame: Any) -> None:
+        """End as a process that does not catch the signal, and the others, which would wait for this one."""
+        self.kill(signal.Signals(number))
+        self.leave_signals()
+        os.kill(os.getpid(), number)
+
+    def leave_signals(self) -> None:
+        """From now on others catch SIGTERM."""
+        if signal.getsignal(signal.SIGTERM) == self._end_with_launched:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -25,6 +25,7 @@ from laser.train.background_saving import BackgroundSaver, check_links
 from laser.train.callbacks import write_json
 from laser.train.checkpointing_strategy import CheckpointingStrategy
 from laser.train.ending import Ending
+from laser.train.failures import PatientLauncher
 from laser.train.fused_state import fill_accumulators
 from laser.train.gradients import average_gradients, same_everywhere
 from laser.train.managed_ids import ManagedIds, check_managed, manage_ids
@@ -120,6 +121,8 @@ class TorchRecStrategy(CheckpointingStrategy):
             self.saver = BackgroundSaver(group)
         if self.world_size > 1:
             Ending(trainer, hosts_group(self.root_device, self._timeout)).watch()
+        if isinstance(self.launcher, PatientLauncher):
+            self.launcher.leave_signals()  # Lightning registers its own now
         super().setup(trainer)
 
     @torch.no_grad()
