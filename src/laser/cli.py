@@ -134,10 +134,26 @@ def one_line(message: str) -> str:
     if unknown := re.search(r"Parser key \"([\w.]+)\".*Option '([\w.-]+)' is not accepted", line):
         where, name = unknown.groups()
         return f"{where} has no option {name!r}; --print_config shows all that there are"
-    if nested := re.search(r"Parser key \"([\w.]+)\".*(Parser key \")([\w.]+\".*?)\. Got value: Namespace", line):
-        where, key, rest = nested.groups()
-        return f"{key}{where}.{rest}"
-    return line
+    if nested := re.search(r"Parser key \"([\w.]+)\".*Parser key \"([\w.]+\".*?)\. Got value: Namespace", line):
+        where, rest = nested.groups()
+        line = f'Parser key "{where}.{rest}'
+    if word := re.search(r"Parser key \"([\w.]+)\".*NestedArg\(key='([\w.]+)'", line):
+        where, name = word.groups()
+        return f"{where} is a word, which takes no option {name!r}; write it as class_path and init_args instead"
+    if given := re.match(r"Parser key \"([\w.]+)\": (.*) (?:Got value|Given value): (.*)$", line):
+        where, account, value = given.groups()
+        if "not accessible or invalid" in account:
+            return f"{where} is {value}, which cannot be imported; expected a class by its full name"
+        if types := re.findall(r"Expected an? (.+?)(?=\.$|\. Got| - Expected| Given|$)", account):
+            return f"{where} is {value}; expected {' or '.join(map(readable, types))}"
+    return re.sub(r"^Parser key \"([\w.]+)\": ", r"\1: ", line)
+
+
+def readable(kind: str) -> str:
+    """A type as a person writes it: ``<class 'NoneType'>`` is null, ``typing.Literal['a', 'b']`` is 'a' or 'b'."""
+    if choices := re.fullmatch(r"typing\.Literal\[(.*)\]", kind):
+        return choices[1].replace(", ", " or ")
+    return re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", kind).replace("NoneType", "null")
 
 
 if __name__ == "__main__":
