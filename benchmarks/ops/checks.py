@@ -13,6 +13,7 @@ from harness import (
     LENGTHS,
     Report,
     compare,
+    gather_inputs,
     offsets,
 )
 from torch import Tensor
@@ -66,15 +67,6 @@ def check_target(dtype: torch.dtype, D: int, H: int) -> dict:
         [query, seg],
         ["pooled", "d_query", "d_seg"],
     )
-
-
-def gather_inputs(T: int, S: int, R: int, D: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Rows, and events that use them unevenly: half of all slots name row 0."""
-    torch.manual_seed(0)
-    rows = torch.randn(R, D, device=DEVICE).to(dtype)
-    index = (torch.rand(T, S, device=DEVICE).pow(3) * (R - 1)).int()
-    index[torch.rand(T, S, device=DEVICE) < 0.5] = 0
-    return rows, index, torch.rand(T, S, device=DEVICE), torch.rand(T, device=DEVICE)
 
 
 def check_gather(dtype: torch.dtype, D: int) -> dict:

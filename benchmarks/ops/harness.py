@@ -133,3 +133,12 @@ def copy_rate() -> float:
     target = torch.empty_like(source)
     ms, _ = milliseconds(lambda: target.copy_(source))
     return 2 * source.nbytes / ms
+
+
+def gather_inputs(T: int, S: int, R: int, D: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Rows, and events that use them unevenly: half of all slots name row 0."""
+    torch.manual_seed(0)
+    rows = torch.randn(R, D, device=DEVICE).to(dtype)
+    index = (torch.rand(T, S, device=DEVICE).pow(3) * (R - 1)).int()
+    index[torch.rand(T, S, device=DEVICE) < 0.5] = 0
+    return rows, index, torch.rand(T, S, device=DEVICE), torch.rand(T, device=DEVICE)

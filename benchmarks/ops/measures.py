@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from checks import gather_inputs
 from harness import (
     CUDA,
     DEVICE,
     Report,
     copy_rate,
+    gather_inputs,
     offsets,
     timed,
 )

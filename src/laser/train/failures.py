@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from subprocess import Popen
@@ -94,7 +95,8 @@ class PatientLauncher(_SubprocessScriptLauncher):
         if not self.cluster_environment.creates_processes_externally:
             self._call_children_scripts()
             PatientObserver(self.leave_if_lost, os.getpid(), self.procs).start()
-            if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+            in_main_thread = threading.current_thread() is threading.main_thread()  # no other may catch signals
+            if in_main_thread and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
                 signal.signal(signal.SIGTERM, self._end_with_launched)
         _set_num_threads_if_needed(num_processes=self.num_processes)
         return function(*args, **kwargs)
