@@ -177,14 +177,9 @@ def measure_gather(report: Report, copy_bytes_per_ms: float) -> None:
     def plain() -> Tensor:
         return gather_sum(rows, index, None, scale)
 
-    def promised() -> Tensor:
-        return gather_sum(rows, index, None, alike, 1.0)
-
-    alike = (scale > 0.1).float()
     for name, op, inputs in (
         ("sum of rows", gathered, (rows,)),
         ("sum of rows, no weights", plain, (rows,)),
-        ("sum of rows, no weights, survivors alike", promised, (rows,)),
         ("copies", copies, (embeddings, layer.weight)),
     ):
         report.attempt(f"events by {name}, forward", lambda op=op: timed(torch.no_grad()(op), write))

@@ -77,7 +77,7 @@ def call_all(dtype: torch.dtype) -> None:
     index, weight, scale = torch.zeros(9000, 3, dtype=torch.int32), torch.ones(9000, 3), torch.ones(9000)
     for weights, scales in product((None, weight), (None, scale)):
         backward(gather_sum(events, index, weights, scales))
-    backward(gather_sum(events, index, None, scale, 1.0))
+    backward(gather_sum(events, index[:9], None, None))
     backward(*newest_mean(events, off, 4))
     for other in (torch.float32, dtype):
         a = torch.randn(32, 8, WIDTH, dtype=other, requires_grad=True)

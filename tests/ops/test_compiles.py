@@ -27,7 +27,7 @@ def test_every_kernel_compiles(capability: int, shared_memory: int, dtypes: list
         assert int(shared) <= shared_memory, (module, name, dtype)
     written = {
         (".".join(path.relative_to(ROOT / "src").with_suffix("").parts), name)
-        for path in (ROOT / "src" / "laser" / "ops").rglob("triton.py")
-        for name in re.findall(r"^def (\w+_kernel)\(", path.read_text(), re.MULTILINE)
+        for path in (ROOT / "src" / "laser" / "ops").rglob("*.py")
+        for name in re.findall(r"^@triton\.jit.*\ndef (\w+_kernel)\(", path.read_text(), re.MULTILINE)
     }
     assert {(module, name) for module, name, *_ in seen} == written

@@ -7,10 +7,17 @@ import itertools
 import pytest
 import torch
 
-from laser.ops.gather_sum import cpu, gather_sum, naive, triton
+from laser.ops.gather_sum import cpu, gather_sum, naive, sorted_pairs, triton
 
-IMPLEMENTATIONS = {"cpu": cpu, "triton": triton}
+IMPLEMENTATIONS = {"cpu": cpu, "triton": triton, "triton, sorted": triton}
 EPS = torch.finfo(torch.float32).eps
+
+
+@pytest.fixture(autouse=True)
+def few_pairs(request, monkeypatch):
+    """Few pairs are sorted, too, where the implementation says so."""
+    if "sorted" in request.node.name:
+        monkeypatch.setattr(triton, "FEW_PAIRS", 0)
 
 
 def make(T: int, S: int, R: int, D: int, dtype: torch.dtype, device: torch.device, *, skewed: bool = True):
@@ -29,7 +36,7 @@ def relative(value: torch.Tensor, exact: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize(("weighted", "scaled"), itertools.product([False, True], ["", "any", "survivors"]))
+@pytest.mark.parametrize(("weighted", "scaled"), itertools.product([False, True], [False, True]))
 @pytest.mark.parametrize(
     ("T", "S", "R", "D", "dtype"),
     [
@@ -44,9 +51,7 @@ def relative(value: torch.Tensor, exact: torch.Tensor) -> float:
 )
 def test_equals_naive(implementation, weighted, scaled, T, S, R, D, dtype, device):
     rows, index, weight, scale = make(T, S, R, D, dtype, device)
-    survivors = float(scale.max()) if scaled == "survivors" else None
-    if scaled == "any":
-        scale *= torch.rand(T, device=device)
+    scale *= torch.rand(T, device=device)
     rest = (index, weight if weighted else None, scale if scaled else None)
     upstream = torch.randn(T, D, device=device).to(dtype)
 
@@ -56,26 +61,59 @@ def test_equals_naive(implementation, weighted, scaled, T, S, R, D, dtype, devic
         return value.detach(), torch.autograd.grad(value, leaf, upstream.to(to))[0]
 
     module = IMPLEMENTATIONS[implementation]
-    ours = module.forward(rows, *rest), module.backward(upstream, *rest, survivors, R)
+    ours = module.forward(rows, *rest), module.backward(upstream, *rest, R)
     for name, value, exact, plain in zip(("sum", "d_rows"), ours, reference(torch.float64), reference(dtype)):
         assert value.dtype == dtype
         assert not value.isnan().any(), name
         assert relative(value, exact) <= 2 * relative(plain, exact) + 8 * EPS, name
-    again = module.forward(rows, *rest), module.backward(upstream, *rest, survivors, R)
+    again = module.forward(rows, *rest), module.backward(upstream, *rest, R)
     assert all(torch.equal(a, b) for a, b in zip(ours, again)), "equal inputs gave other bits"
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("slots", [1, 2])
 @pytest.mark.parametrize(
-    "lengths", [[64], [63, 1], [1, 63], [32, 64, 32], [1, 126, 1], [64, 64, 64], [200, 3, 0, 61], [5, 4800, 70, 4100]]
+    "lengths",
+    [[512], [16, 17, 0, 15, 1], [511, 1, 512, 513], [0, 0, 40, 0], [1024, 1025, 17], [1] * 70 + [18] * 3 + [2] * 50],
 )
-def test_runs_meet_chunks_anywhere(implementation, lengths, device):
-    """Rows whose pairs begin, end or lie across the borders of chunks of 64 sorted pairs: sums of ones are counts."""
+def test_rows_of_every_number_of_pairs(implementation, lengths, slots, device):
+    """Short rows, rows of one chunk of 512 pairs and of several, beside each other: sums of ones are counts."""
     index = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).int()
-    index = index[torch.randperm(len(index))][:, None].to(device)
+    index = index[torch.randperm(len(index))]
+    index = torch.cat([index, index[: len(index) % slots]]).view(-1, slots).to(device)
     ones = torch.ones(len(index), 8, device=device)
-    counts = IMPLEMENTATIONS[implementation].backward(ones, index, None, None, None, len(lengths))
-    assert counts.tolist() == [[float(length)] * 8 for length in lengths]
+    counts = IMPLEMENTATIONS[implementation].backward(ones, index, None, None, len(lengths))
+    expected = torch.bincount(index.flatten(), minlength=len(lengths)).float()[:, None].expand(-1, 8)
+    assert torch.equal(counts, expected)
+
+
+def test_a_row_of_more_chunks_than_a_tile_holds(monkeypatch, device):
+    """And none of the others, whose chunks are launched for nothing."""
+    monkeypatch.setattr(sorted_pairs, "CHUNK", 32)
+    index = torch.full((5000, 1), 3, dtype=torch.int32, device=device)
+    upstream = torch.randn(5000, 130, device=device)  # 32 partial sums a tile, of which there are 157
+    got = triton.backward(upstream, index, None, None, 8)
+    assert not got[:3].any()
+    assert not got[4:].any()
+    torch.testing.assert_close(got[3], upstream.sum(0), rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize("num_rows", [32_767, 32_768, 40_000])
+def test_rows_at_the_end_of_16_bits(num_rows, device):
+    index = torch.tensor([num_rows - 1, 0, num_rows - 1], dtype=torch.int32, device=device)
+    pair_N, off_R1 = sorted_pairs.pairs_by_row(index, num_rows)
+    assert pair_N.tolist() == [1, 0, 2]
+    assert off_R1.tolist() == [0] + [1] * (num_rows - 1) + [3]
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_index_and_weights_with_slots_first(implementation, device):
+    rows, index, weight, scale = make(50, 3, 9, 16, torch.float32, device)
+    module, upstream = IMPLEMENTATIONS[implementation], torch.randn(50, 16, device=device)
+    turned = index.t().contiguous().t(), weight.t().contiguous().t(), scale
+    for given in ((index, weight, scale), turned):
+        assert torch.equal(module.forward(rows, *given), module.forward(rows, index, weight, scale))
+        assert torch.equal(module.backward(upstream, *given, 9), module.backward(upstream, index, weight, scale, 9))
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -84,25 +122,28 @@ def test_nothing(implementation, T, S, R, device):
     module = IMPLEMENTATIONS[implementation]
     index = torch.zeros(T, S, dtype=torch.int32, device=device)
     value = module.forward(torch.ones(R, 4, device=device), index, None, None)
-    gradient = module.backward(torch.ones(T, 4, device=device), index, None, None, None, R)
+    gradient = module.backward(torch.ones(T, 4, device=device), index, None, None, R)
     assert value.shape == (T, 4)
     assert gradient.shape == (R, 4)
     assert not value.any()
     assert not gradient.any()
 
 
-@pytest.mark.parametrize("survivors", [None, 0.5])
+@pytest.mark.parametrize("few", [0, 1 << 12], ids=["sorted", "few"])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_what_has_no_part_is_not_read(weighted, survivors, device):
-    """Of dropped events and unused slots: whole chunks of 64 pairs, and single ones beside others."""
+def test_what_has_no_part_is_not_read(weighted, few, monkeypatch, device):
+    """Of dropped events and unused slots, forward and backward."""
+    monkeypatch.setattr(triton, "FEW_PAIRS", few)
     index = torch.tensor([0] * 150 + [1, 2] * 50, dtype=torch.int32, device=device)[:, None]
     part = torch.cat([torch.arange(150) >= 140, torch.arange(100) % 3 > 0]).to(device)
     factor = part.float() / 2
     upstream = torch.where(part, 4.0, torch.nan)[:, None].expand(-1, 8).contiguous()
     weight, scale = (factor[:, None], None) if weighted else (None, factor)
-    got = triton.backward(upstream, index, weight, scale, None if weighted else survivors, 3)
+    got = triton.backward(upstream, index, weight, scale, 3)
     counts = torch.zeros(3, device=device).index_add_(0, index[:, 0].long(), part.float())
     assert got.tolist() == (2 * counts[:, None].expand(-1, 8)).tolist()
+    own = torch.arange(250, dtype=torch.int32, device=device)[:, None]  # a row for each event
+    assert triton.forward(upstream, own, weight, scale).tolist() == (2 * part.float()[:, None].expand(-1, 8)).tolist()
 
 
 def test_gradcheck():
@@ -110,15 +151,7 @@ def test_gradcheck():
     rows.requires_grad_()
     weight, scale = weight.double(), scale.double()
     assert torch.autograd.gradcheck(lambda r: gather_sum(r, index, weight, scale), (rows,))
-    torch.library.opcheck(torch.ops.laser.gather_sum.default, (rows, index, weight, scale, None))
-
-
-def test_the_promise_of_survivors_reaches_the_kernel(monkeypatch):
-    rows, index, _, scale = make(9, 2, 4, 3, torch.float32, torch.device("cpu"))
-    told, backward = [], cpu.backward
-    monkeypatch.setattr(cpu, "backward", lambda *inputs: (told.append(inputs[4]), backward(*inputs))[1])
-    gather_sum(rows.requires_grad_(), index, None, scale, 1 / 0.9).sum().backward()
-    assert told == [1 / 0.9]
+    torch.library.opcheck(torch.ops.laser.gather_sum.default, (rows, index, weight, scale))
 
 
 def test_mistakes():

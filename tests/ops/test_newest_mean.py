@@ -44,8 +44,8 @@ def inputs(lengths: Sequence[int], D: int, dtype: torch.dtype, device: torch.dev
     return x_TD, offsets(lengths, device), d_out_TD, d_mean_UD
 
 
-def fused(x_TD: Tensor, off_U1: Tensor, newest: int) -> tuple[Tensor, Tensor]:
-    return NewestMean.apply(x_TD, off_U1, newest, x_TD.dtype)
+def fused(x_TD: Tensor, off_U1: Tensor, newest: int, in_place: bool = False) -> tuple[Tensor, Tensor]:
+    return NewestMean.apply(x_TD, off_U1, newest, x_TD.dtype, in_place)
 
 
 def run(function, case: tuple[Tensor, ...], newest: int, used: tuple[bool, ...] = (True, True)) -> list[Tensor]:
@@ -153,6 +153,21 @@ def test_gradients_that_come_in_are_not_changed(device: torch.device) -> None:
     outputs = [out_TD + other_TD, mean_UD]
     gradients = torch.autograd.grad(outputs, (leaf, other_TD), (d_out_TD, d_mean_UD))
     assert all(map(torch.equal, gradients, (d_x_TD, d_out_TD)))
+
+
+def test_in_place(device: torch.device) -> None:
+    """The same gradient, in the memory of the one that came in; of one that is not contiguous in its own."""
+    x_TD, off_U1, d_out_TD, d_mean_UD = case = inputs(awkward(20), 8, torch.float32, device)
+    expected, leaf = run(fused, case, 20)[2], x_TD.clone().requires_grad_()
+    outputs = fused(leaf, off_U1, 20, in_place=True)
+    turned_TD = d_out_TD.t().contiguous().t()
+    given = turned_TD.clone(memory_format=torch.preserve_format)
+    (found,) = torch.autograd.grad(outputs, leaf, (given, d_mean_UD), retain_graph=True)
+    assert torch.equal(found, expected)
+    assert torch.equal(given, turned_TD)
+    (found,) = torch.autograd.grad(outputs, leaf, (d_out_TD, d_mean_UD))
+    assert torch.equal(found, expected)
+    assert found.data_ptr() == d_out_TD.data_ptr()
 
 
 def test_any_strides(device: torch.device) -> None:

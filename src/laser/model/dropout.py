@@ -24,8 +24,6 @@ class _HashedDropout(nn.Module):
             raise ValueError(f"dropout probability is {probability}; expected a value in [0, 1), 0 to switch it off")
         self.probability = probability
         self.site_hash = scalar_hash(seed, self.site)
-        self.survivors = (torch.ones(()) / (1.0 - probability)).item()
-        """Float32 factor of what is not dropped."""
 
     @property
     def active(self) -> bool:

@@ -28,14 +28,14 @@ class EventSlots:
         self.rows.append(rows_RD)
         self.count += rows_RD.shape[0]
 
-    def sum(self, scale_T: Tensor | None, survivors: float | None = None) -> Tensor:
-        """x_TD in the dtype of the first table, which the others are rounded to; ``scale_T`` multiplies events.
-
-        ``survivors`` is what all of ``scale_T`` is that is not 0, if they are alike.
-        """
+    def sum(self, scale_T: Tensor | None) -> Tensor:
+        """x_TD in the dtype of the first table, which the others are rounded to; ``scale_T`` multiplies events."""
+        # Slot by slot, in which order parts are copied fastest.
+        index_ST = torch.cat([index.t() for index in self.index])
         weight_TS = None
         if any(weight is not None for weight in self.weight):
-            ones = [torch.ones_like(index, dtype=torch.float32) for index in self.index]
-            weight_TS = torch.cat([one if w is None else w for one, w in zip(ones, self.weight)], dim=1)
+            one_1T = index_ST.new_ones(1, index_ST.shape[1], dtype=torch.float32)
+            weights = zip(self.index, self.weight, strict=True)
+            weight_TS = torch.cat([one_1T.expand(i.shape[1], -1) if w is None else w.t() for i, w in weights]).t()
         rows_RD = torch.cat([rows.to(self.rows[0].dtype) for rows in self.rows])
-        return gather_sum(rows_RD, torch.cat(self.index, dim=1), weight_TS, scale_T, survivors)
+        return gather_sum(rows_RD, index_ST.t(), weight_TS, scale_T)

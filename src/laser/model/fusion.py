@@ -123,14 +123,18 @@ class Fusion(nn.Module):
         return self.tokens([*groups, *matched])
 
 
-def newest_of_events(x_TD: Tensor, off_U1: Tensor, newest: int) -> tuple[Tensor, Callable[[], Tensor]]:
+def newest_of_events(
+    x_TD: Tensor, off_U1: Tensor, newest: int, *, in_place: bool = False
+) -> tuple[Tensor, Callable[[], Tensor]]:
     """The events for all other uses, and what gives the mean of each history's newest, [U, D], after these.
+
+    ``in_place`` promises that no other use hands on its gradient as that of something else (``newest_mean``).
 
     Where the op joins gradients it has to be called before the events are used. Elsewhere PyTorch adds gradients up in
     the reverse order of uses, and three or more have other last bits in another order: there the mean stays the use
     behind segments, encoder and matches that it has always been.
     """
     if joins_gradients(x_TD):
-        x_TD, mean_UD = newest_mean(x_TD, off_U1, newest)
+        x_TD, mean_UD = newest_mean(x_TD, off_U1, newest, in_place=in_place)
         return x_TD, lambda: mean_UD
     return x_TD, lambda: newest_mean(x_TD, off_U1, newest)[1]

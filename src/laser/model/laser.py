@@ -188,8 +188,8 @@ class Laser(SequenceModel):
         x_TD = self._events(embedded.history, batch)
         newest = None
         if self.fusion.newest_events:
-            x_TD, newest = newest_of_events(x_TD, batch.off_U1, self.fusion.newest_events)
-
+            # Attention and matches make gradients of their own, which nothing else holds.
+            x_TD, newest = newest_of_events(x_TD, batch.off_U1, self.fusion.newest_events, in_place=True)
         found = self.matched.find(batch)
         segment_GD, seg_off_B1, gates = self.sta(
             x_TD,

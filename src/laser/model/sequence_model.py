@@ -127,7 +127,7 @@ class SequenceModel(nn.Module):
             for rows_RD, index_T in self.event_recency(batch.age_T, rank_T):
                 slots.add(rows_RD, index_T)
         factor_T = self.event_dropout(batch.history_key_U[history_of_T], rank_T, batch.step)
-        return slots.sum(factor_T, self.event_dropout.survivors)
+        return slots.sum(factor_T)
 
     def _head(self, tokens_BMD: Tensor, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Float32 logits of the tokens, and the mixer's auxiliary loss."""

@@ -29,7 +29,6 @@ def gather_sum(
     index_TS: Tensor,
     weight_TS: Tensor | None = None,
     scale_T: Tensor | None = None,
-    survivors: float | None = None,
 ) -> Tensor:
     """Sum of the rows that each event names: x_t = scale_t * sum over slots s of weight_ts * rows[index_ts].
 
@@ -38,11 +37,10 @@ def gather_sum(
 
     Args:
         rows_RD: [R, D]; float32, bfloat16, float16, or float64 (not in Triton).
-        index_TS: int32 [T, S], in [0, R); not checked, which would wait for the device.
+        index_TS: int32 [T, S], in [0, R); not checked, which would wait for the device. The transpose of a contiguous
+            [S, T] is read as it is by Triton, and so are weights; other strides are copied.
         weight_TS: [T, S]; ``None`` is 1. A slot that an event does not use has weight 0 and any valid index.
         scale_T: [T]; ``None`` is 1.
-        survivors: a promise that each of ``scale_T`` is 0 or this number, as of a dropout; not checked. Triton then
-            adds up the gradients of bfloat16 rows by half of the products, and without their rounding.
 
     Returns:
         x_TD, [T, D] in the dtype of ``rows_RD``.
@@ -59,27 +57,20 @@ def gather_sum(
         raise ValueError(f"weight_TS is {list(weight_TS.shape)}; pass one weight an index, {list(index_TS.shape)}")
     if scale_T is not None and list(scale_T.shape) != [index_TS.shape[0]]:
         raise ValueError(f"scale_T is {list(scale_T.shape)}; pass one factor an event, [{index_TS.shape[0]}]")
-    return _forward(rows_RD, index_TS, weight_TS, scale_T, survivors)
+    return _forward(rows_RD, index_TS, weight_TS, scale_T)
 
 
 @torch.library.custom_op("laser::gather_sum", mutates_args=())
-def _forward(
-    rows_RD: Tensor, index_TS: Tensor, weight_TS: Tensor | None, scale_T: Tensor | None, survivors: float | None
-) -> Tensor:
+def _forward(rows_RD: Tensor, index_TS: Tensor, weight_TS: Tensor | None, scale_T: Tensor | None) -> Tensor:
     with torch.autocast(rows_RD.device.type, enabled=False):
-        return _implementation(rows_RD).forward(rows_RD.contiguous(), index_TS.contiguous(), weight_TS, scale_T)
+        return _implementation(rows_RD).forward(rows_RD.contiguous(), index_TS, weight_TS, scale_T)
 
 
 @torch.library.custom_op("laser::gather_sum_backward", mutates_args=())
 def _backward(
-    d_sum_TD: Tensor,
-    index_TS: Tensor,
-    weight_TS: Tensor | None,
-    scale_T: Tensor | None,
-    survivors: float | None,
-    num_rows: int,
+    d_sum_TD: Tensor, index_TS: Tensor, weight_TS: Tensor | None, scale_T: Tensor | None, num_rows: int
 ) -> Tensor:
-    inputs = (d_sum_TD.contiguous(), index_TS.contiguous(), weight_TS, scale_T, survivors)
+    inputs = (d_sum_TD.contiguous(), index_TS, weight_TS, scale_T)
     with torch.autocast(d_sum_TD.device.type, enabled=False):
         return _implementation(d_sum_TD).backward(*inputs, num_rows)
 
@@ -93,23 +84,23 @@ def _implementation(tensor: Tensor) -> Any:
 
 
 @_forward.register_fake
-def _(rows_RD, index_TS, weight_TS, scale_T, survivors):
+def _(rows_RD, index_TS, weight_TS, scale_T):
     return rows_RD.new_empty(index_TS.shape[0], rows_RD.shape[1])
 
 
 @_backward.register_fake
-def _(d_sum_TD, index_TS, weight_TS, scale_T, survivors, num_rows):
+def _(d_sum_TD, index_TS, weight_TS, scale_T, num_rows):
     return d_sum_TD.new_empty(num_rows, d_sum_TD.shape[1])
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    rows_RD, *rest, ctx.survivors = inputs
+    rows_RD, *rest = inputs
     ctx.save_for_backward(*rest)
     ctx.num_rows = rows_RD.shape[0]
 
 
 def _gradients(ctx: Any, d_sum_TD: Tensor) -> tuple[Tensor | None, ...]:
-    return _backward(d_sum_TD, *ctx.saved_tensors, ctx.survivors, ctx.num_rows), None, None, None, None
+    return _backward(d_sum_TD, *ctx.saved_tensors, ctx.num_rows), None, None, None
 
 
 _forward.register_autograd(_gradients, setup_context=_setup_context)

@@ -17,16 +17,13 @@ def forward(rows_RD: Tensor, index_TS: Tensor, weight_TS: Tensor | None, scale_T
     if not index_TS.numel():
         return rows_RD.new_zeros(index_TS.shape[0], rows_RD.shape[1])
     weight = _pair_weights(weight_TS, scale_T, index_TS.shape, wide)
-    return embedding_bag(index_TS, rows_RD.to(wide), mode="sum", per_sample_weights=weight).to(rows_RD.dtype)
+    return embedding_bag(index_TS.contiguous(), rows_RD.to(wide), mode="sum", per_sample_weights=weight).to(
+        rows_RD.dtype
+    )
 
 
 def backward(
-    d_sum_TD: Tensor,
-    index_TS: Tensor,
-    weight_TS: Tensor | None,
-    scale_T: Tensor | None,
-    _survivors: float | None,
-    num_rows: int,
+    d_sum_TD: Tensor, index_TS: Tensor, weight_TS: Tensor | None, scale_T: Tensor | None, num_rows: int
 ) -> Tensor:
     """Gradient of the rows, [R, D] in the dtype of ``d_sum_TD``."""
     wide = torch.promote_types(d_sum_TD.dtype, torch.float32)

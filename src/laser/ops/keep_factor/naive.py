@@ -76,10 +76,15 @@ def keep_mask(probability: float, state: int | Tensor, key: Tensor, position: Te
     return _shift_right(mixed, 32) >= threshold(probability)
 
 
+def kept(probability: float, dtype: torch.dtype) -> float:
+    """Factor of what survives, rounded to ``dtype`` by the host: GPUs may divide with another last bit."""
+    return (torch.ones((), dtype=dtype) / (1.0 - probability)).item()
+
+
 def keep_factor(
     probability: float, site: int, step: int | Tensor, key_N: Tensor, position: Tensor | int, dtype: torch.dtype
 ) -> Tensor:
     """Factors [N] or [N, E]; see the package."""
     if isinstance(position, int):
         key_N, position = key_N[:, None], torch.arange(position, device=key_N.device)
-    return keep_mask(probability, step_hash(site, step), key_N, position).to(dtype) / (1.0 - probability)
+    return keep_mask(probability, step_hash(site, step), key_N, position).to(dtype) * kept(probability, dtype)

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from laser.ops.keep_factor.naive import GOLDEN, MULTIPLY_1, MULTIPLY_2, signed, threshold
+from laser.ops.keep_factor.naive import GOLDEN, MULTIPLY_1, MULTIPLY_2, kept, signed, threshold
 
 _GOLDEN, _MULTIPLY_1, _MULTIPLY_2 = tl.constexpr(GOLDEN), tl.constexpr(MULTIPLY_1), tl.constexpr(MULTIPLY_2)
 BLOCK = 1024
@@ -79,7 +79,7 @@ def keep_factor(
         key_N,
         position.contiguous() if isinstance(position, Tensor) else key_N,  # any pointer does where it is not read
         factor,
-        (torch.ones((), dtype=dtype) / (1.0 - probability)).item(),  # rounded as the specification does
+        kept(probability, dtype),
         factor.numel(),
         E=elements,
         THRESHOLD=threshold(probability),

@@ -23,7 +23,7 @@ from laser.ops.newest_mean import naive
 __all__ = ["joins_gradients", "newest_mean"]
 
 
-def newest_mean(x_TD: Tensor, off_U1: Tensor, newest: int) -> tuple[Tensor, Tensor]:
+def newest_mean(x_TD: Tensor, off_U1: Tensor, newest: int, *, in_place: bool = False) -> tuple[Tensor, Tensor]:
     """The events themselves, and the mean over the ``newest`` newest events of each history.
 
     Use the returned x_TD from then on: the gradients of all its uses and of the mean then leave as one,
@@ -31,12 +31,14 @@ def newest_mean(x_TD: Tensor, off_U1: Tensor, newest: int) -> tuple[Tensor, Tens
     without that, too, but then PyTorch adds up two gradients of size [T, D].
 
     In Triton sums are float32, rounded once, and the op is differentiable once. Equal inputs give equal bits, forward
-    and backward. No gradient that comes in is changed.
+    and backward.
 
     Args:
         x_TD: [T, D] events, packed by history, oldest first; any floating dtype (float64 not in Triton).
         off_U1: int64 [U + 1], where each history begins, and their end. Events behind it belong to no history.
         newest: at least 1.
+        in_place: Triton adds to the gradient that comes in, instead of to a copy of it. A promise that nothing else
+            holds that gradient, such as a hook, or an op that hands on its own gradient as that of two inputs.
 
     Returns:
         x_TD (in Triton a view, not to be changed in place), and mean_UD [U, D], 0 for a history without events, in the
@@ -56,7 +58,7 @@ def newest_mean(x_TD: Tensor, off_U1: Tensor, newest: int) -> tuple[Tensor, Tens
         return naive.newest_mean(x_TD, off_U1, newest)
     # As PyTorch's own sum would have it: under autocast on CUDA it is float32.
     dtype = torch.float32 if torch.is_autocast_enabled("cuda") else x_TD.dtype
-    return NewestMean.apply(x_TD, off_U1, newest, dtype)  # type: ignore[return-value]
+    return NewestMean.apply(x_TD, off_U1, newest, dtype, in_place)  # type: ignore[return-value]
 
 
 def joins_gradients(x_TD: Tensor) -> bool:
@@ -71,13 +73,15 @@ class NewestMean(torch.autograd.Function):
     """The op over the kernels of ``triton``. A custom op could not return its input, so it is none."""
 
     @staticmethod
-    def forward(ctx: Any, x_TD: Tensor, off_U1: Tensor, newest: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, x_TD: Tensor, off_U1: Tensor, newest: int, dtype: torch.dtype, in_place: bool
+    ) -> tuple[Tensor, Tensor]:
         """A view of the events, and mean_UD in ``dtype``."""
         from laser.ops.newest_mean import triton
 
         off_U1 = off_U1.contiguous()
         ctx.save_for_backward(off_U1)
-        ctx.newest, ctx.shape, ctx.dtype = newest, x_TD.shape, x_TD.dtype
+        ctx.newest, ctx.shape, ctx.dtype, ctx.in_place = newest, x_TD.shape, x_TD.dtype, in_place
         # An output that nobody used has the gradient None, not a tensor of zeros.
         ctx.set_materialize_grads(False)
         return x_TD.view_as(x_TD), triton.forward(x_TD.contiguous(), off_U1, newest, dtype)
@@ -87,16 +91,18 @@ class NewestMean(torch.autograd.Function):
     def backward(  # type: ignore[override]
         ctx: Any, d_x_TD: Tensor | None, d_mean_UD: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        """The events' gradient, in memory of its own where anything is added."""
+        """The events' gradient, in memory of its own unless it was promised that what comes in is no one else's."""
         from laser.ops.newest_mean import triton
 
         if d_mean_UD is None:
-            return d_x_TD, None, None, None
+            return d_x_TD, None, None, None, None
         (off_U1,) = ctx.saved_tensors
         if d_x_TD is None:
             d_joined_TD = off_U1.new_zeros(ctx.shape, dtype=ctx.dtype)
+        elif ctx.in_place and d_x_TD.is_contiguous():
+            d_joined_TD = d_x_TD
         else:
-            # A copy: the gradient that came in may be another's, too. It need not be contiguous; the kernel's rows are.
+            # The gradient that came in may be another's, too. It need not be contiguous; the kernel's rows are.
             d_joined_TD = d_x_TD.clone(memory_format=torch.contiguous_format)
         triton.add_gradient(d_joined_TD, d_mean_UD.contiguous(), off_U1, ctx.newest)
-        return d_joined_TD, None, None, None
+        return d_joined_TD, None, None, None, None
