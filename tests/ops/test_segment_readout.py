@@ -41,7 +41,7 @@ def test_cpu_joins_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     seg = torch.randn(110, 4).round()
     whole = cpu.forward(seg, seg_off, 2)
     for tiles in (1, 2, 3):
-        monkeypatch.setattr("laser.ops.segments.CHUNK_BYTES", tiles * 16 * 4 * 4)
+        monkeypatch.setattr("laser.ops.chunks.CHUNK_BYTES", tiles * 16 * 4 * 4)
         for value, expected in zip(cpu.forward(seg, seg_off, 2), whole, strict=True):
             assert torch.equal(value, expected)
 

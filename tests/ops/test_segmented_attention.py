@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from laser.ops.segmented_attention import cpu, naive, segmented_target_attention, triton
-from laser.ops.segments import Capacity, capacity_needed, segment_layout
+from laser.ops.segments import Capacity, counted, segment_layout
 
 NAMES = ["pooled", "gate", "d_x", "d_query", "d_bias"]
 IMPLEMENTATIONS = {"cpu": cpu, "triton": triton}
@@ -132,7 +132,7 @@ def test_cpu_cuts_chunks_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     upstream = torch.randn(5 + 2 * 4 + 1, 2, 4)
     whole = by(cpu, case, 5, upstream)
     for segments in (1, 2, 3, 5):
-        monkeypatch.setattr("laser.ops.segments.CHUNK_BYTES", segments * 5 * 4 * 4)
+        monkeypatch.setattr("laser.ops.chunks.CHUNK_BYTES", segments * 5 * 4 * 4)
         for name, value, expected in zip(NAMES, by(cpu, case, 5, upstream), whole, strict=True):
             torch.testing.assert_close(value, expected, msg=lambda text, name=name: f"{name}: {text}")
 
@@ -338,7 +338,7 @@ def test_a_layout_with_room_to_spare_changes_nothing(
     case = inputs(lengths, samples, D, H, torch.float32, device)
     x_TD, off_U1, query_BHD, bias_H, history_of_B = case
     tiles = ours.tiling(x_TD.dtype, H, D, width, len(samples) > len(lengths))
-    needed = capacity_needed(off_U1.cpu(), history_of_B.cpu(), width, tiles)
+    needed = counted(off_U1.cpu().numpy(), history_of_B.cpu().numpy(), width, lambda _: tiles).needed
     room = Capacity(*(count + 5 for count in needed))
     layout = segment_layout(off_U1, history_of_B, width, lambda _: tiles, capacity=room)
     pooled, gate = ours.forward(x_TD, query_BHD, bias_H, layout)

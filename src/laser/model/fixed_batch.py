@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from laser.batch import Batch
-from laser.ops.segments import Capacity, SegmentLayout
+from laser.model.staging import Staging
+from laser.ops.segments import Capacity, Counted, SegmentLayout, index_length, index_parts
 
 FILLERS = 16
 """Samples among which surplus events are divided, lest one program of a kernel be busy with all of them."""
@@ -62,19 +63,19 @@ class Room:
         batch: Batch,
         rows: dict[str, Tensor],
         shared: bool,
-        needed: Callable[[Tensor, Tensor], Capacity],
-    ) -> tuple[Room, tuple[Tensor, Tensor]]:
-        """These sizes, or larger ones where the batch needs them, and its offsets and histories filled up to them.
+        count: Callable[[np.ndarray, np.ndarray], Counted],
+    ) -> tuple[Room, Counted]:
+        """These sizes, or larger ones where the batch needs them, and its segments when it is filled up to them.
 
         Args:
             batch: with copies of its offsets on the host.
             rows: [R, W] of its distinct ids, by table.
             shared: whether samples may share a history.
-            needed: capacity of the layout of filled offsets and histories.
+            count: counts segments of filled offsets and histories.
         """
-        off_U1, history_of_B = on_host(batch)
+        off_U1, history_of_B = (numbers.numpy() for numbers in on_host(batch))
         room, events = self, int(off_U1[-1])
-        samples = max(room.samples, len(batch))
+        samples = max(room.samples, len(history_of_B))
         if events > room.events:
             room = replace(room, events=_grown(events))
         counts = {name: each.shape[0] for name, each in rows.items()}
@@ -82,57 +83,34 @@ class Room:
         if any(count > known.get(name, -1) for name, count in counts.items()):
             grown = {name: _grown(count) for name, count in counts.items()}
             room = replace(room, rows={name: max(count, known.get(name, 0)) for name, count in grown.items()})
-        offsets = filled_offsets(off_U1, history_of_B, samples, room.events)
-        capacity = needed(*offsets)
-        if room.capacity.cover(capacity) != room.capacity:
-            grown_capacity = Capacity(*map(_grown, capacity))
+        found = count(*filled_offsets(off_U1, history_of_B, samples, room.events))
+        needed = found.needed
+        if room.capacity.cover(needed) != room.capacity:
+            grown_capacity = Capacity(*map(_grown, needed))
             # Events of all samples are those of the histories where none is shared: exactly, as matches need it.
             exact = grown_capacity if shared else grown_capacity._replace(num_events=room.events)
             room = replace(room, capacity=room.capacity.cover(exact))
-        return replace(room, samples=samples, shared=shared), offsets
+        if (room.samples, room.shared) != (samples, shared):
+            room = replace(room, samples=samples, shared=shared)
+        return room, found
 
 
-def filled_offsets(off_U1: Tensor, history_of_B: Tensor, samples: int, events: int) -> tuple[Tensor, Tensor]:
+def filled_offsets(
+    off_U1: np.ndarray, history_of_B: np.ndarray, samples: int, events: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Offsets and histories of ``samples`` samples and the fillers, which have ``events`` events together.
 
     Every sample that is not in the batch has a history of its own, so that nothing is shared which was not before.
     """
     histories, present = len(off_U1) - 1, len(history_of_B)
     total = int(off_U1[-1])
-    surplus = events - total
-    # By numpy, whose calls take a fifth of the time of torch's.
     off = np.full(samples + FILLERS + 1, total, np.int64)
-    off[: histories + 1] = off_U1.numpy()
-    off[samples + 1 :] += np.arange(1, FILLERS + 1) * surplus // FILLERS
+    off[: histories + 1] = off_U1
+    off[samples + 1 :] += np.arange(1, FILLERS + 1) * (events - total) // FILLERS
     history = np.arange(samples + FILLERS)
-    history[:present] = history_of_B.numpy()
+    history[:present] = history_of_B
     history[present:samples] = np.arange(histories, histories + samples - present)
-    return torch.from_numpy(off), torch.from_numpy(history)
-
-
-class Staging:
-    """Page-locked host memory through which numbers go to a device: allocating it anew each step may take long.
-
-    Args:
-        length: of what is sent, int64.
-        device: to which.
-    """
-
-    def __init__(self, length: int, device: torch.device) -> None:
-        self.on_gpu = device.type == "cuda"
-        self.buffers = [torch.empty(length, dtype=torch.int64, pin_memory=self.on_gpu) for _ in range(2)]
-        self.sent = [torch.cuda.Event() for _ in range(2)] if self.on_gpu else []
-
-    def send(self, numbers_I: Tensor, there_I: Tensor) -> None:
-        """Copy, without waiting for the device unless it is two copies behind."""
-        self.buffers.reverse()
-        self.sent.reverse()
-        if self.on_gpu:
-            self.sent[0].synchronize()
-        self.buffers[0].copy_(numbers_I)
-        there_I.copy_(self.buffers[0], non_blocking=True)
-        if self.on_gpu:
-            self.sent[0].record()
+    return off, history
 
 
 class FixedBatch:
@@ -141,8 +119,7 @@ class FixedBatch:
     Args:
         batch: one that fits, for dtypes and shapes.
         rows: of its distinct ids, by table.
-        layout: of its filled offsets, with the room's capacity.
-        offsets: these offsets and histories, on the host.
+        found: its segments, filled up to the room.
         room: sizes.
         numbers_of_ids: ``TableEmbeddings.numbers_of_ids``.
     """
@@ -151,15 +128,19 @@ class FixedBatch:
         self,
         batch: Batch,
         rows: dict[str, Tensor],
-        layout: SegmentLayout,
-        offsets: tuple[Tensor, Tensor],
+        found: Counted,
         room: Room,
         numbers_of_ids: Callable[[Batch], dict[str, list[int]]],
     ) -> None:
         self.room, self.numbers_of_ids = room, numbers_of_ids
         device, samples = batch.row_B.device, room.samples + FILLERS
-        self.staging = Staging(len(layout.index_I), device)
-        self.layout = replace(layout, index_I=layout.index_I.to(device, copy=True))
+        lengths = found.lengths(room.capacity)
+        self.index_length = index_length(lengths)
+        # What comes from the host in every step: the layout and the number of the step.
+        self.staging = Staging(self.index_length + 1, device)
+        self.parts = [index_parts(array, lengths) for array in self.staging.arrays]
+        self.sent_I = torch.zeros(self.index_length + 1, dtype=torch.int64, device=device)
+        self.layout = SegmentLayout(self.sent_I[: self.index_length], lengths, found.sizes(room.capacity))
         parts = self.layout.parts
         self.batch = replace(
             batch,
@@ -174,46 +155,47 @@ class FixedBatch:
             timestamp_B=_fixed(batch.timestamp_B, samples),
             row_B=_fixed(batch.row_B, samples),
             history_key_U=_fixed(batch.history_key_U, samples),
-            step=torch.zeros((), dtype=torch.int64, device=device),  # type: ignore[arg-type]
+            step=self.sent_I[self.index_length],  # type: ignore[arg-type]
             distinct={},
             place={},
-            on_host=offsets,
+            on_host=(torch.from_numpy(found.off_U1), torch.from_numpy(found.history_of_B)),
         )
         numbers = numbers_of_ids(self.batch)
         self.batch.place = {name: _fixed(place, sum(numbers[name])) for name, place in batch.place.items()}
         assert room.rows is not None
         self.rows = {name: _fixed(each.detach(), room.rows[name]).requires_grad_() for name, each in rows.items()}
+        self.there = self._tensors(self.batch, self.rows)
 
     @torch.no_grad()
-    def take_in(self, batch: Batch, rows: dict[str, Tensor], layout: SegmentLayout) -> None:
+    def take_in(self, batch: Batch, rows: dict[str, Tensor], found: Counted) -> None:
         """Copy a batch that fits.
 
         Behind a smaller one come zeros, not what was there before: how sums are grouped depends on it.
         """
-        self.staging.send(layout.index_I, self.layout.index_I)
-        pairs = self._pairs(batch)
+        turn = self.staging.next()
+        found.write(self.parts[turn])
+        self.staging.arrays[turn][self.index_length] = batch.step
+        self.staging.send(self.sent_I)
+        pairs = list(zip(self.there, self._tensors(batch, rows), strict=True))
         tails = [to[source.shape[0] :] for to, source in pairs if len(to) > source.shape[0]]
         for some in _by_dtype(tails, lambda tail: tail.dtype):
             torch._foreach_zero_(some)
-        pairs += [(self.rows[name].detach(), rows[name].detach()) for name in rows]  # whose tails no id names
         for some in _by_dtype(pairs, lambda pair: pair[0].dtype):
             torch._foreach_copy_([to[: source.shape[0]] for to, source in some], [source for _, source in some])
-        self.batch.step.fill_(batch.step)  # type: ignore[attr-defined]
 
-    def _pairs(self, batch: Batch) -> list[tuple[Tensor, Tensor]]:
-        """Where each tensor of a batch goes, and it."""
-        fixed = self.batch
-        pairs = [(getattr(fixed, name), getattr(batch, name)) for name in ("age_T", "row_B", "history_key_U")]
-        for there, here in (
+    def _tensors(self, batch: Batch, rows: dict[str, Tensor]) -> list[Tensor]:
+        """All that is copied of a batch, in an order of its own."""
+        fixed, numbers = self.batch, self.numbers_of_ids(batch)
+        tensors = [batch.age_T, batch.row_B, batch.history_key_U]
+        for names, here in (
             (fixed.history, batch.history),
             (fixed.target, batch.target),
             (fixed.context, batch.context),
         ):
-            pairs += [(there[name], here[name]) for name in here]
-        there_numbers, here_numbers = self.numbers_of_ids(fixed), self.numbers_of_ids(batch)
-        for name, place in batch.place.items():
-            pairs += zip(fixed.place[name].split(there_numbers[name]), place.split(here_numbers[name]))
-        return pairs
+            tensors += [here[name] for name in names]
+        for name in fixed.place:
+            tensors += batch.place[name].split_with_sizes(numbers[name])
+        return tensors + [rows[name].detach() for name in self.rows]
 
 
 def on_host(batch: Batch) -> tuple[Tensor, Tensor]:

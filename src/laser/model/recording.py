@@ -12,6 +12,7 @@ Legend of shape suffixes: B samples; P all parameters, one after another (``lase
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from laser.model.flat import Flat
 from laser.model.half_copies import HalfCopies
 from laser.model.output import ModelOutput
 from laser.model.prepared import Prepared
-from laser.ops.segments import capacity_needed, segment_layout
+from laser.ops.segments import Counted, Tiling, counted
 
 WARM_UP = 2
 
@@ -48,6 +49,8 @@ class RecordedNetwork:
         self.recordings = 0
         """How often the step was recorded."""
         self.addresses: list[int] = []
+        """Of the parameters, when the step was recorded."""
+        self.tilings: dict[tuple[torch.device, torch.dtype, bool], Tiling] = {}
         self.pool: Any = None
 
     def __call__(self, batch: Batch) -> ModelOutput:
@@ -80,22 +83,26 @@ class RecordedNetwork:
         _, history_of_B = on_host(batch)
         dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else torch.float32
         shared = self.room.shared or _is_shared(history_of_B)
-        tiles = network.sta.tiling(device, dtype)(shared)
-        width = network.segment_width
-        self.room, offsets = self.room.enough(batch, rows, shared, lambda o, h: capacity_needed(o, h, width, tiles))
-        layout = segment_layout(*offsets, width, lambda _: tiles, capacity=self.room.capacity)
-        addresses = [parameter.data_ptr() for parameter in self.parameters]
+        self.room, found = self.room.enough(batch, rows, shared, partial(self._counted, device, dtype, shared))
+        addresses = list(map(Tensor.data_ptr, self.parameters))
         new = self.fixed is None or self.fixed.room != self.room or addresses != self.addresses
         if new:
-            numbers_of_ids = network.embeddings.numbers_of_ids
-            self.fixed = FixedBatch(batch, rows, layout, offsets, self.room, numbers_of_ids)
+            self.fixed = FixedBatch(batch, rows, found, self.room, network.embeddings.numbers_of_ids)
             self.addresses = addresses
             self._make_gradients(device)
         assert self.fixed is not None
-        self.fixed.take_in(batch, rows, layout)
+        self.fixed.take_in(batch, rows, found)
         if new:
             self.copies = HalfCopies(network, self.parameters, device.type, dtype, self._inputs())
             self._record(device)
+
+    def _counted(
+        self, device: torch.device, dtype: torch.dtype, shared: bool, off_U1: np.ndarray, history_of_B: np.ndarray
+    ) -> Counted:
+        key = (device, dtype, shared)
+        if key not in self.tilings:
+            self.tilings[key] = self.network.sta.tiling(device, dtype)(shared)
+        return counted(off_U1, history_of_B, self.network.segment_width, lambda _: self.tilings[key])
 
     def _make_gradients(self, device: torch.device) -> None:
         assert self.fixed is not None

@@ -16,21 +16,19 @@ All of it is computed on the host and travels to a GPU in one copy: kernels for 
 the host would have to wait for the sizes of the outputs.
 
 Legend of shape suffixes: B samples; U histories; T events, packed; G segments, packed; I parts, one after another;
-N forward tiles; M backward tiles; C segments of one chunk; W segment width.
+N forward tiles; M backward tiles.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-
-CHUNK_BYTES = 1 << 22
-"""Gathered events of one chunk: small enough to stay in the cache, large enough to hide the cost of the calls."""
 
 
 class Tiling(NamedTuple):
@@ -118,6 +116,103 @@ class SegmentLayout:
         return Sizes(*self.sizes)
 
 
+class Counted(NamedTuple):
+    """All that is known of a layout before its capacity is; in host memory."""
+
+    off_U1: np.ndarray
+    history_of_B: np.ndarray
+    samples_U: np.ndarray
+    seg_off_B1: np.ndarray
+    event_off_B1: np.ndarray
+    pair_off_B1: np.ndarray
+    forward_U: np.ndarray
+    """Tiles of each history."""
+    forward_off_U1: np.ndarray
+    backward_U: np.ndarray
+    backward_off_U1: np.ndarray
+    width: int
+    tiles: Tiling
+    most_samples: int
+
+    @property
+    def needed(self) -> Capacity:
+        """The smallest capacity."""
+        backward, pairs = int(self.backward_off_U1[-1]), int(self.pair_off_B1[-1])
+        return Capacity(
+            int(self.seg_off_B1[-1]),
+            int(self.event_off_B1[-1]),
+            int(self.forward_off_U1[-1]),
+            backward,
+            max(0, pairs - backward * self.tiles.backward_steps),
+        )
+
+    def sizes(self, capacity: Capacity | None) -> Sizes:
+        """Of the layout.
+
+        Raises:
+            ValueError: when the capacity is too small.
+        """
+        needed = self.needed
+        if capacity is None:
+            return Sizes(self.width, *needed[:2], self.most_samples, int(self.pair_off_B1[-1]))
+        if capacity.cover(needed) != capacity:
+            raise ValueError(f"a layout needs {needed}, more than {capacity}")
+        num_pairs = capacity.extra_pairs + capacity.backward_tiles * self.tiles.backward_steps
+        return Sizes(self.width, *capacity[:2], 1 + self.tiles.shared, num_pairs, spare=1)
+
+    def lengths(self, capacity: Capacity | None) -> list[int]:
+        """Of the parts."""
+        histories, samples = len(self.off_U1), len(self.history_of_B)
+        tiles = (capacity or self.needed)[2:4]
+        return [
+            *(histories, samples, samples + 1, samples + 1, samples, histories),
+            *(histories, tiles[0], histories, tiles[1], samples + 1),
+        ]
+
+    def write(self, parts: Sequence[np.ndarray]) -> None:
+        """Write the parts, which have ``lengths``."""
+        off, history, seg_off, event_off, order, sample_off, *tiles, pair_off = parts
+        off[:], history[:], pair_off[:] = self.off_U1, self.history_of_B, self.pair_off_B1
+        seg_off[:], event_off[:] = self.seg_off_B1, self.event_off_B1
+        _write_order(order, self.history_of_B, self.samples_U)
+        sample_off[0] = 0
+        np.cumsum(self.samples_U, out=sample_off[1:])
+        last = len(self.samples_U) - 1
+        for tile_off, history_of, count, known in (
+            (*tiles[:2], self.forward_U, self.forward_off_U1),
+            (*tiles[2:], self.backward_U, self.backward_off_U1),
+        ):
+            tile_off[:], used = known, int(known[-1])
+            history_of[:used] = np.repeat(np.arange(len(count)), count)
+            history_of[used:] = last
+
+
+def counted(
+    off_U1: np.ndarray, history_of_B: np.ndarray, width: int, tiling: Callable[[bool], Tiling] | None = None
+) -> Counted:
+    """Count segments, events and tiles; arguments as of ``segment_layout``."""
+    length_U = off_U1[1:] - off_U1[:-1]
+    samples_U = np.bincount(history_of_B, minlength=len(length_U))
+    most_samples = int(samples_U.max(initial=0))
+    tiles = tiling(most_samples > 1) if tiling else Tiling()
+    forward_U, backward_U = (_pieces(length_U, events) for events in (tiles.forward_events, tiles.backward_events))
+    return Counted(
+        off_U1,
+        history_of_B,
+        samples_U,
+        offsets(_pieces(length_U, width)[history_of_B]),
+        offsets(length_U[history_of_B]),
+        offsets(backward_U[history_of_B] * tiles.backward_steps),
+        forward_U,
+        offsets(forward_U),
+        backward_U,
+        offsets(backward_U),
+        width,
+        tiles,
+        most_samples,
+    )
+
+
 @torch.compiler.disable
 def segment_layout(
     off_U1: Tensor,
@@ -136,48 +231,31 @@ def segment_layout(
         width: events a segment.
         tiling: gives the kernels' tiles, told whether any history has several samples. Default: no tiles.
         device: where the layout is needed; ``None``: where ``off_U1`` is.
-        capacity: sizes that the layout shall have, at least ``capacity_needed``; surplus tiles are given to the last
+        capacity: sizes that the layout shall have, at least ``Counted.needed``; surplus tiles are given to the last
             history, of which they find no event. Its only sample must be the last.
 
     Raises:
         ValueError: when the capacity is too small.
     """
-    off, history = off_U1.cpu().numpy(), history_of_B.cpu().numpy()
-    length = np.diff(off)
-    samples = np.bincount(history, minlength=len(length))
-    most_samples = int(samples.max(initial=0))
-    tiles = tiling(most_samples > 1) if tiling else Tiling()
-    steps = tiles.backward_steps
-    forward, backward = _tiles(length, tiles.forward_events), _tiles(length, tiles.backward_events)
-    pair_off = offsets(np.diff(backward[0])[history] * steps)
-    seg_off, event_off = offsets(-(-length // width)[history]), offsets(length[history])
-    order = _order(history, samples)
-    sizes = Sizes(width, int(seg_off[-1]), int(event_off[-1]), most_samples, int(pair_off[-1]))
-    if capacity is not None:
-        needed = Capacity(*sizes[1:3], len(forward[1]), len(backward[1]), sizes.num_pairs - len(backward[1]) * steps)
-        if capacity.cover(needed) != capacity:
-            raise ValueError(f"a layout needs {needed}, more than {capacity}")
-        num_pairs = capacity.extra_pairs + capacity.backward_tiles * steps
-        sizes = Sizes(width, capacity.num_segments, capacity.num_events, 1 + tiles.shared, num_pairs, spare=1)
-        forward, backward = (
-            (tile_off, np.append(tile, np.full(count - len(tile), len(length) - 1)))
-            for (tile_off, tile), count in ((forward, capacity.forward_tiles), (backward, capacity.backward_tiles))
-        )
-    parts = [off, history, seg_off, event_off, order, offsets(samples), *forward, *backward, pair_off]
-    return SegmentLayout(_on(device or off_U1.device, parts), [len(part) for part in parts], sizes)
+    device = device or off_U1.device
+    found = counted(off_U1.cpu().numpy(), history_of_B.cpu().numpy(), width, tiling)
+    sizes, lengths = found.sizes(capacity), found.lengths(capacity)
+    index_I = torch.zeros(index_length(lengths), dtype=torch.int64)
+    if device.type == "cuda":
+        index_I = index_I.pin_memory()
+    found.write(index_parts(index_I.numpy(), lengths))
+    return SegmentLayout(index_I.to(device, non_blocking=True), lengths, sizes)
 
 
-def capacity_needed(off_U1: Tensor, history_of_B: Tensor, width: int, tiles: Tiling) -> Capacity:
-    """The smallest capacity of a layout with these tiles; offsets and histories on the host."""
-    off, history = off_U1.numpy(), history_of_B.numpy()
-    length = np.diff(off)
-    forward_U, backward_U = (
-        -(-length // events) if events else np.zeros_like(length)
-        for events in (tiles.forward_events, tiles.backward_events)
-    )
-    extra_pairs = (int(backward_U[history].sum()) - int(backward_U.sum())) * tiles.backward_steps
-    segments, events = int((-(-length // width)[history]).sum()), int(length[history].sum())
-    return Capacity(segments, events, int(forward_U.sum()), int(backward_U.sum()), max(0, extra_pairs))
+def index_length(lengths: Sequence[int]) -> int:
+    """Of an index with parts of these lengths."""
+    return sum(map(_padded, lengths))
+
+
+def index_parts(index_I: np.ndarray, lengths: Sequence[int]) -> list[np.ndarray]:
+    """Views of an index in host memory."""
+    firsts = accumulate(map(_padded, lengths), initial=0)
+    return [index_I[first : first + length] for first, length in zip(firsts, lengths)]
 
 
 def offsets(count: np.ndarray) -> np.ndarray:
@@ -187,71 +265,19 @@ def offsets(count: np.ndarray) -> np.ndarray:
     return found
 
 
-def _order(history_of_B: np.ndarray, samples_U: np.ndarray) -> np.ndarray:
+def _write_order(order_B: np.ndarray, history_of_B: np.ndarray, samples_U: np.ndarray) -> None:
     """Samples by history, those of one history in their order."""
     if len(samples_U) == len(history_of_B) and samples_U.max(initial=0) <= 1:
-        order = np.empty_like(history_of_B)
-        order[history_of_B] = np.arange(len(order))
-        return order
-    return np.argsort(history_of_B, kind="stable")
+        order_B[history_of_B] = np.arange(len(order_B))
+    else:
+        order_B[:] = np.argsort(history_of_B, kind="stable")
 
 
-def _tiles(length: np.ndarray, events: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first tile of each history, and the history of each tile."""
-    count = -(-length // events) if events else np.zeros_like(length)
-    return offsets(count), np.repeat(np.arange(len(length)), count)
+def _pieces(length_U: np.ndarray, events: int) -> np.ndarray:
+    """Pieces of so many events, the last of which may be smaller."""
+    return -(-length_U // events) if events else np.zeros_like(length_U)
 
 
 def _padded(length: int) -> int:
     """Every part begins at a multiple of 16 bytes: kernels are compiled anew for another alignment."""
     return length + length % 2
-
-
-def _on(device: torch.device, parts: list[np.ndarray]) -> Tensor:
-    """The parts as one tensor; to a GPU without waiting for the copy."""
-    index_I = torch.zeros(sum(_padded(len(part)) for part in parts), dtype=torch.int64)
-    if device.type == "cuda":
-        index_I = index_I.pin_memory()
-    first, host = 0, index_I.numpy()
-    for part in parts:
-        host[first : first + len(part)] = part
-        first += _padded(len(part))
-    return index_I.to(device, non_blocking=True)
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Some consecutive segments: which rows of x, which sample, and which gates."""
-
-    segments: slice
-    gates: slice
-    sample_C: Tensor
-    row_CW: Tensor
-    live_CW: Tensor
-
-
-def chunks(layout: SegmentLayout, row_bytes: int) -> Iterator[Chunk]:
-    """Cut the segments of all samples into chunks."""
-    parts, width = layout.parts, layout.size.width
-    num_segments = int(parts.seg_off_B1[-1]) if layout.size.spare else layout.size.num_segments
-    device = layout.index_I.device
-    samples_B = torch.arange(len(parts.history_of_B), device=device)
-    sample_G = samples_B.repeat_interleave(parts.seg_off_B1.diff(), output_size=num_segments)
-    history_G = parts.history_of_B[sample_G]
-    to_newest_G = parts.seg_off_B1[1:][sample_G] - torch.arange(num_segments, device=device)
-    first_G = parts.off_U1[1:][history_G] - to_newest_G * width
-    start_G = parts.off_U1[history_G]
-    # Segments are packed in the order of gates, so a chunk's gates are consecutive: those before its first live row.
-    live_rows_G = first_G.add(width) - torch.maximum(first_G, start_G)
-    gate_off_G1 = torch.nn.functional.pad(live_rows_G.cumsum(0), (1, 0))
-    size = max(1, CHUNK_BYTES // (width * row_bytes))
-    within_W = torch.arange(width, device=device)
-    bounds = [*range(0, num_segments, size), num_segments]
-    gate_bounds = gate_off_G1[torch.tensor(bounds, device=device)].tolist()
-    for i in range(len(bounds) - 1):
-        part = slice(bounds[i], bounds[i + 1])
-        row_CW = first_G[part, None] + within_W
-        live_CW = row_CW >= start_G[part, None]
-        # A row before the history reads its first event, and its gate is zero.
-        row_CW = torch.maximum(row_CW, start_G[part, None])
-        yield Chunk(part, slice(gate_bounds[i], gate_bounds[i + 1]), sample_G[part], row_CW, live_CW)

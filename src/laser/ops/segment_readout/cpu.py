@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from laser.ops.segments import chunks, segment_layout
+from laser.ops.chunks import chunks
+from laser.ops.segments import segment_layout
 
 TILE = 16
 

@@ -12,7 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from laser.ops.segments import SegmentLayout, Tiling, chunks
+from laser.ops.chunks import chunks
+from laser.ops.segments import SegmentLayout, Tiling
 
 
 def tiling(_dtype: torch.dtype, _H: int, _D: int, _width: int, shared: bool) -> Tiling:

@@ -12,7 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from laser.ops.segments import Chunk, SegmentLayout, chunks, segment_layout
+from laser.ops.chunks import Chunk, chunks
+from laser.ops.segments import SegmentLayout, segment_layout
 
 TILE = 16
 
