@@ -220,3 +220,26 @@ def test_nothing_of_an_earlier_batch_is_left(schema, make_batch):
     events = [part for name, ids in fixed.place.items() for part in ids.split(there[name]) if len(part) >= 49]
     assert events
     assert not any(part[15:].any() for part in events)
+
+
+def test_a_batch_comes_by_addresses_as_by_copies(schema, make_batch, scatter, monkeypatch):
+    """As on a GPU: the copies are part of what is recorded."""
+    torch.manual_seed(0)
+    network = scatter(Laser(schema, **OPTIONS)).to(DEVICE).train()
+    copied, addressed = (RecordedNetwork(network, list(parts(network)[1].values())) for _ in range(2))
+    for step, (lengths, samples) in enumerate(size for size in SIZES if size[1]):
+        batch = with_distinct(schema, make_batch(schema, lengths, samples, seed=step, step=step)).to(DEVICE)
+        monkeypatch.setattr("laser.model.fixed_batch.use_triton", lambda _: False)
+        expected_B, expected = results(copied, network, batch)
+        monkeypatch.setattr("laser.model.fixed_batch.use_triton", lambda _: True)
+        found_B, found = results(addressed, network, batch)
+        assert copied.fixed.copy is None
+        assert addressed.fixed.copy is not None
+        same = zip(addressed.fixed.there, copied.fixed.there, strict=True)
+        assert all(torch.equal(tensor, other) for tensor, other in same)
+        assert torch.equal(addressed.fixed.layout.index_I, copied.fixed.layout.index_I)
+        assert int(addressed.fixed.batch.step) == step
+        if DEVICE.type == "cpu":
+            assert torch.equal(found_B, expected_B)
+            torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    assert addressed.recordings == copied.recordings < len(SIZES)

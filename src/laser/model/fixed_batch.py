@@ -22,6 +22,8 @@ from torch import Tensor
 
 from laser.batch import Batch
 from laser.model.staging import Staging
+from laser.ops.address_copy import naive
+from laser.ops.availability import use_triton
 from laser.ops.segments import Capacity, Counted, SegmentLayout, index_length, index_parts
 
 FILLERS = 16
@@ -136,10 +138,13 @@ class FixedBatch:
         device, samples = batch.row_B.device, room.samples + FILLERS
         lengths = found.lengths(room.capacity)
         self.index_length = index_length(lengths)
-        # What comes from the host in every step: the layout and the number of the step.
-        self.staging = Staging(self.index_length + 1, device)
+        # What comes from the host in every step: the layout, the number of the step, and, on a GPU, whence to copy.
+        # All begins at multiples of 16 bytes.
+        fields = (batch.history, batch.target, batch.context, *numbers_of_ids(batch).values(), rows)
+        sources = 3 + sum(map(len, fields))
+        self.sent_I = torch.zeros(self.index_length + 2 + 2 * sources, dtype=torch.int64, device=device)
+        self.staging = Staging(len(self.sent_I), device)
         self.parts = [index_parts(array, lengths) for array in self.staging.arrays]
-        self.sent_I = torch.zeros(self.index_length + 1, dtype=torch.int64, device=device)
         self.layout = SegmentLayout(self.sent_I[: self.index_length], lengths, found.sizes(room.capacity))
         parts = self.layout.parts
         self.batch = replace(
@@ -165,23 +170,33 @@ class FixedBatch:
         assert room.rows is not None
         self.rows = {name: _fixed(each.detach(), room.rows[name]).requires_grad_() for name, each in rows.items()}
         self.there = self._tensors(self.batch, self.rows)
+        assert len(self.there) == sources
+        self.copy = None
+        if use_triton(self.sent_I):
+            from laser.ops.address_copy.triton import AddressCopy
+
+            self.copy = AddressCopy(self.there)
 
     @torch.no_grad()
     def take_in(self, batch: Batch, rows: dict[str, Tensor], found: Counted) -> None:
-        """Copy a batch that fits.
+        """Copy a batch that fits; on a GPU ``finish`` does so, for which batch and rows must still be there.
 
         Behind a smaller one come zeros, not what was there before: how sums are grouped depends on it.
         """
         turn = self.staging.next()
+        array, here = self.staging.arrays[turn], self._tensors(batch, rows)
         found.write(self.parts[turn])
-        self.staging.arrays[turn][self.index_length] = batch.step
+        array[self.index_length] = batch.step
+        if self.copy is None:
+            naive.copy(here, self.there)
+        else:
+            array[self.index_length + 2 :] = self.copy.sources(here)
         self.staging.send(self.sent_I)
-        pairs = list(zip(self.there, self._tensors(batch, rows), strict=True))
-        tails = [to[source.shape[0] :] for to, source in pairs if len(to) > source.shape[0]]
-        for some in _by_dtype(tails, lambda tail: tail.dtype):
-            torch._foreach_zero_(some)
-        for some in _by_dtype(pairs, lambda pair: pair[0].dtype):
-            torch._foreach_copy_([to[: source.shape[0]] for to, source in some], [source for _, source in some])
+
+    def finish(self) -> None:
+        """What is left of ``take_in``, always the same call: part of what is recorded."""
+        if self.copy is not None:
+            self.copy(self.sent_I[self.index_length + 2 :])
 
     def _tensors(self, batch: Batch, rows: dict[str, Tensor]) -> list[Tensor]:
         """All that is copied of a batch, in an order of its own."""
@@ -205,14 +220,6 @@ def on_host(batch: Batch) -> tuple[Tensor, Tensor]:
 
 def _fixed(tensor: Tensor, count: int) -> Tensor:
     return tensor.new_zeros(count, *tensor.shape[1:])
-
-
-def _by_dtype(values: list[Any], dtype_of: Callable[[Any], torch.dtype]) -> list[list[Any]]:
-    """One list for each dtype: torch's operations on lists are one kernel only then."""
-    found: dict[torch.dtype, list[Any]] = {}
-    for value in values:
-        found.setdefault(dtype_of(value), []).append(value)
-    return list(found.values())
 
 
 def _grown(size: int) -> int:

@@ -57,7 +57,7 @@ class RecordedNetwork:
         """Logits of a batch, as of the network itself."""
         if not self._serves(batch):
             return self.network(batch)
-        rows = self.network.embeddings.look_up(batch)
+        rows = {name: each.contiguous() for name, each in self.network.embeddings.look_up(batch).items()}
         if not all(each.requires_grad for each in rows.values()):
             return self.network(batch)
         self._take_in(batch, rows)
@@ -93,6 +93,7 @@ class RecordedNetwork:
         assert self.fixed is not None
         self.fixed.take_in(batch, rows, found)
         if new:
+            self.fixed.finish()
             self.copies = HalfCopies(network, self.parameters, device.type, dtype, self._inputs())
             self._record(device)
 
@@ -118,6 +119,8 @@ class RecordedNetwork:
         return {"batch": self.fixed.batch, "prepared": Prepared(self.fixed.rows, self.fixed.layout)}
 
     def _forward(self) -> None:
+        assert self.fixed is not None
+        self.fixed.finish()
         with torch.enable_grad():
             self.output_B = self.copies(**self._inputs()).logit_B
         self.logit_B.copy_(self.output_B.detach())
