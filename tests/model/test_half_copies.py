@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from laser.model.flat import Flat
 from laser.model.half_copies import HalfCopies
 
 
@@ -37,6 +38,36 @@ def test_only_what_autocast_copies_and_nothing_else_uses() -> None:
     ]
     for gradient, reference in zip(found, torch.autograd.grad(expected.sum(), copies.parameters, allow_unused=True)):
         assert (gradient is None and reference is None) or torch.equal(gradient.float(), reference)
+
+
+def test_parameters_in_one_tensor_are_copied_in_one_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same copies; parameters that were moved since are not in it any more."""
+    network, x = Network(), torch.randn(2, 3)
+    parameters = list(network.parameters())
+    apart = HalfCopies(network, parameters, "cpu", torch.bfloat16, {"x": x})
+    flat = Flat(parameters)
+    for parameter, view in zip(parameters, flat.views(flat.filled([p.detach() for p in parameters])), strict=True):
+        parameter.data = view
+    together = HalfCopies(network, parameters, "cpu", torch.bfloat16, {"x": x})
+    assert apart.flat is None
+    assert together.flat is not None
+    assert list(together.copies) == list(apart.copies)
+    for _ in range(2):
+        with torch.autocast("cpu", torch.bfloat16):
+            expected = apart(x=x)
+            with monkeypatch.context() as patch:
+                patch.delattr(torch, "_foreach_copy_")
+                ours = together(x=x)
+        assert torch.equal(ours, expected)
+        found, known = (
+            torch.autograd.grad(answer.sum(), copies.leaves(), allow_unused=True)
+            for answer, copies in ((ours, together), (expected, apart))
+        )
+        assert all(f is k is None or torch.equal(f, k) for f, k in zip(found, known, strict=True))
+        with torch.no_grad():
+            network.copied += 1  # what comes next has other weights
+    network.both.data = network.both.data.clone()
+    assert HalfCopies(network, parameters, "cpu", torch.bfloat16, {"x": x}).flat is None
 
 
 def test_nothing_is_copied_without_autocast() -> None:

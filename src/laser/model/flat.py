@@ -11,13 +11,13 @@ Legend of shape suffixes: P all of them and the gaps.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
-MULTIPLE = 32
-"""Elements: 128 bytes of float32, a cache line of a GPU; kernels are compiled for addresses of 16 bytes' multiples."""
+MULTIPLE = 128
+"""Elements: 256 bytes of half precision. cuBLAS chooses its kernels by the alignment of addresses, up to so many."""
 
 
 class Flat:
@@ -37,6 +37,20 @@ class Flat:
     def views(self, flat_P: Tensor) -> list[Tensor]:
         """The tensors."""
         return [part.view(shape) for part, shape in zip(flat_P.split(self.parts)[::2], self.shapes, strict=True)]
+
+    def holding(self, tensors: Sequence[Tensor]) -> Tensor | None:
+        """The flat tensor [P] that these tensors are the parts of, or ``None`` if they lie otherwise."""
+        if not tensors:
+            return None
+        first = tensors[0].detach()
+        begin, length = first.storage_offset(), first.untyped_storage().nbytes() // first.element_size()
+        if begin + self.size > length:
+            return None
+        flat_P = first.as_strided((self.size,), (1,))
+        for tensor, view in zip(tensors, self.views(flat_P), strict=True):
+            if (tensor.data_ptr(), tensor.dtype, tensor.stride()) != (view.data_ptr(), view.dtype, view.stride()):
+                return None
+        return flat_P
 
     def filled(self, tensors: list[Tensor]) -> Tensor:
         """A flat tensor [P] with these values, and zeros between."""

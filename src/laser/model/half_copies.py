@@ -2,6 +2,8 @@
 
 A parameter is copied here if all that the network does with it is to have autocast copy it: what else is computed with
 it is computed in float32, and stays so. Gradients are those of the copies, which is what autocast hands on as well.
+
+Legend of shape suffixes: P all parameters, one after another (``laser.model.flat``).
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from laser.model.flat import Flat
 
 
 class HalfCopies:
@@ -37,23 +41,36 @@ class HalfCopies:
         self.network, self.parameters = network, list(parameters)
         self.copies: dict[int, Tensor] = {}
         """By place among the parameters."""
+        self.flat: tuple[Tensor, Tensor] | None = None
+        """All parameters [P] and their copies [P], where parameters lie in one tensor: there is less to launch then."""
         if dtype != torch.float32:
             autocast = torch.autocast(device_type, dtype, cache_enabled=False)
             with autocast, torch.no_grad(), _Uses(self.parameters, dtype) as uses:
                 network(**inputs)
-            for place in sorted(uses.copied - uses.used):
-                copy = self.parameters[place].detach().to(dtype)
-                self.copies[place] = copy.requires_grad_()
+            self._make(sorted(uses.copied - uses.used), dtype)
         places = {id(parameter): place for place, parameter in enumerate(self.parameters)}
         named = ((name, places.get(id(parameter))) for name, parameter in network.named_parameters())
         self.by_name = {name: self.copies[place] for name, place in named if place in self.copies}
+
+    def _make(self, places: list[int], dtype: torch.dtype) -> None:
+        flat = Flat(self.parameters)
+        whole_P = flat.holding(self.parameters)
+        if whole_P is not None:
+            self.flat = whole_P, whole_P.to(dtype)
+            views = flat.views(self.flat[1])
+            self.copies = {place: views[place].detach().requires_grad_() for place in places}
+        else:
+            self.copies = {place: self.parameters[place].detach().to(dtype).requires_grad_() for place in places}
 
     def __call__(self, **inputs: Any) -> Any:
         """What the network answers, with the parameters as they are now."""
         if not self.copies:
             return self.network(**inputs)
         with torch.no_grad():
-            torch._foreach_copy_(list(self.copies.values()), [self.parameters[place] for place in self.copies])
+            if self.flat is not None:
+                self.flat[1].copy_(self.flat[0])
+            else:
+                torch._foreach_copy_(list(self.copies.values()), [self.parameters[place] for place in self.copies])
         return torch.func.functional_call(self.network, self.by_name, (), inputs)
 
     def leaves(self) -> list[Tensor]:
