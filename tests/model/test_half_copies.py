@@ -43,7 +43,7 @@ def test_only_what_autocast_copies_and_nothing_else_uses() -> None:
 def test_parameters_in_one_tensor_are_copied_in_one_launch(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same copies; parameters that were moved since are not in it any more."""
     network, x = Network(), torch.randn(2, 3)
-    parameters = list(network.parameters())
+    parameters = list(network.parameters())[::-1]  # so that the one that is copied is not the first
     apart = HalfCopies(network, parameters, "cpu", torch.bfloat16, {"x": x})
     flat = Flat(parameters)
     for parameter, view in zip(parameters, flat.views(flat.filled([p.detach() for p in parameters])), strict=True):

@@ -54,7 +54,7 @@ class RecordedNetwork:
         self.pool: Any = None
 
     def __call__(self, batch: Batch) -> ModelOutput:
-        """Logits of a batch, as of the network itself."""
+        """Logits of a batch, as of the network itself; they are there until the next call."""
         if not self._serves(batch):
             return self.network(batch)
         rows = {name: each.contiguous() for name, each in self.network.embeddings.look_up(batch).items()}
@@ -110,6 +110,8 @@ class RecordedNetwork:
         self.d_rows = {name: torch.zeros_like(each) for name, each in self.fixed.rows.items()}
         self.logit_B = torch.zeros(self.room.samples + FILLERS, device=device)
         self.d_logit_B = torch.zeros_like(self.logit_B)
+        self.samples_before = 0
+        """Behind the gradients of so many samples come zeros."""
         flat = Flat(self.parameters)
         self.d_parameters_P = self.logit_B.new_zeros(flat.size)
         self.gradients = flat.views(self.d_parameters_P)
@@ -172,12 +174,14 @@ class _Replay(torch.autograd.Function):
     def forward(ctx: Any, recorded: RecordedNetwork, samples: int, *rows: Tensor) -> Tensor:
         ctx.recorded, ctx.samples, ctx.counts = recorded, samples, [each.shape[0] for each in rows]
         recorded.play_forward()
-        return recorded.logit_B[:samples].clone()
+        return recorded.logit_B[:samples]
 
     @staticmethod
     def backward(ctx: Any, d_logit_B: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
         recorded: RecordedNetwork = ctx.recorded
-        recorded.d_logit_B.zero_()
+        if ctx.samples < recorded.samples_before:
+            recorded.d_logit_B[ctx.samples :].zero_()
+        recorded.samples_before = ctx.samples
         recorded.d_logit_B[: ctx.samples].copy_(d_logit_B)
         recorded.play_backward()
         for parameter, gradient in zip(recorded.parameters, recorded.gradients):
