@@ -240,9 +240,7 @@ def segment_layout(
     device = device or off_U1.device
     found = counted(off_U1.cpu().numpy(), history_of_B.cpu().numpy(), width, tiling)
     sizes, lengths = found.sizes(capacity), found.lengths(capacity)
-    index_I = torch.zeros(index_length(lengths), dtype=torch.int64)
-    if device.type == "cuda":
-        index_I = index_I.pin_memory()
+    index_I = torch.zeros(index_length(lengths), dtype=torch.int64, pin_memory=device.type == "cuda")
     found.write(index_parts(index_I.numpy(), lengths))
     return SegmentLayout(index_I.to(device, non_blocking=True), lengths, sizes)
 
