@@ -61,18 +61,13 @@ class Room:
         return replace(cls(**stored), capacity=Capacity(*stored["capacity"]))
 
     def enough(
-        self,
-        batch: Batch,
-        rows: dict[str, Tensor],
-        shared: bool,
-        count: Callable[[np.ndarray, np.ndarray], Counted],
+        self, batch: Batch, rows: dict[str, Tensor], count: Callable[[np.ndarray, np.ndarray], Counted]
     ) -> tuple[Room, Counted]:
         """These sizes, or larger ones where the batch needs them, and its segments when it is filled up to them.
 
         Args:
             batch: with copies of its offsets on the host.
             rows: [R, W] of its distinct ids, by table.
-            shared: whether samples may share a history.
             count: counts segments of filled offsets and histories.
         """
         off_U1, history_of_B = (numbers.numpy() for numbers in on_host(batch))
@@ -86,7 +81,7 @@ class Room:
             grown = {name: _grown(count) for name, count in counts.items()}
             room = replace(room, rows={name: max(count, known.get(name, 0)) for name, count in grown.items()})
         found = count(*filled_offsets(off_U1, history_of_B, samples, room.events))
-        needed = found.needed
+        needed, shared = found.needed, self.shared or found.most_samples > 1
         if room.capacity.cover(needed) != room.capacity:
             grown_capacity = Capacity(*map(_grown, needed))
             # Events of all samples are those of the histories where none is shared: exactly, as matches need it.
@@ -177,7 +172,6 @@ class FixedBatch:
 
             self.copy = AddressCopy(self.there)
 
-    @torch.no_grad()
     def take_in(self, batch: Batch, rows: dict[str, Tensor], found: Counted) -> None:
         """Copy a batch that fits; on a GPU ``finish`` does so, for which batch and rows must still be there.
 

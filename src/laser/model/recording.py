@@ -80,10 +80,8 @@ class RecordedNetwork:
     def _take_in(self, batch: Batch, rows: dict[str, Tensor]) -> None:
         """Copy a batch to where the recorded step looks for it; record the step if there is none for its size."""
         network, device = self.network, batch.label_B.device
-        _, history_of_B = on_host(batch)
         dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else torch.float32
-        shared = self.room.shared or _is_shared(history_of_B)
-        self.room, found = self.room.enough(batch, rows, shared, partial(self._counted, device, dtype, shared))
+        self.room, found = self.room.enough(batch, rows, partial(self._counted, device, dtype))
         addresses = list(map(Tensor.data_ptr, self.parameters))
         new = self.fixed is None or self.fixed.room != self.room or addresses != self.addresses
         if new:
@@ -98,12 +96,15 @@ class RecordedNetwork:
             self._record(device)
 
     def _counted(
-        self, device: torch.device, dtype: torch.dtype, shared: bool, off_U1: np.ndarray, history_of_B: np.ndarray
+        self, device: torch.device, dtype: torch.dtype, off_U1: np.ndarray, history_of_B: np.ndarray
     ) -> Counted:
-        key = (device, dtype, shared)
-        if key not in self.tilings:
-            self.tilings[key] = self.network.sta.tiling(device, dtype)(shared)
-        return counted(off_U1, history_of_B, self.network.segment_width, lambda _: self.tilings[key])
+        def tiling(shared: bool) -> Tiling:
+            key = (device, dtype, self.room.shared or shared)
+            if key not in self.tilings:
+                self.tilings[key] = self.network.sta.tiling(device, dtype)(key[2])
+            return self.tilings[key]
+
+        return counted(off_U1, history_of_B, self.network.segment_width, tiling)
 
     def _make_gradients(self, device: torch.device) -> None:
         assert self.fixed is not None
