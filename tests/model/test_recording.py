@@ -17,6 +17,7 @@ from laser.model.flat import Flat
 from laser.model.laser import Laser
 from laser.model.recording import RecordedNetwork
 from laser.train.flat_adam import FlatAdam
+from laser.train.optim import DenseOptimizer, TableOptimizer, build_optimizer
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 OPTIONS = {
@@ -177,6 +178,32 @@ def test_steps_with_all_gradients_in_one_tensor(schema, make_batch, scatter):
             torch.testing.assert_close(p, parts(plain)[1][name], rtol=1e-6, atol=1e-8, msg=name)
     assert ways == {True, False}
     assert recorded.recordings < len(SIZES)  # addresses of parameters stay
+
+
+def test_gradients_that_nobody_forgets(schema, make_batch, scatter):
+    """Neither is a replayed step's added to those before, nor another's to those of a replayed one."""
+    torch.manual_seed(0)
+    network = scatter(Laser(schema, **{**OPTIONS, **MATCH})).to(DEVICE).train()
+    plain = copy.deepcopy(network)
+    recorded = RecordedNetwork(network, list(parts(network)[1].values()))
+    optimizer = build_optimizer(
+        parts(network)[1], [], TableOptimizer(), DenseOptimizer(), gradients=recorded.flat_gradients
+    )
+    ways = []
+    for step, (lengths, samples) in enumerate(SIZES):
+        batch = with_distinct(schema, make_batch(schema, lengths, samples, seed=step, step=step)).to(DEVICE)
+        _, expected = results(plain, plain, batch)
+        logit_B = recorded(batch).logit_B
+        optimizer.zero_grad()  # between the two passes, as Lightning does
+        binary_cross_entropy_with_logits(logit_B, batch.label_B, reduction="sum").backward()
+        ways.append(recorded.flat_gradients() is None)
+        for name, p in parts(network)[1].items():
+            found, known = (torch.zeros_like(p) if d is None else d for d in (p.grad, expected[name]))
+            torch.testing.assert_close(found, known, rtol=1e-4, atol=1e-5, msg=name)
+        kept = recorded.parameters[0].grad
+        optimizer.zero_grad()
+        assert recorded.parameters[0].grad is (None if ways[-1] else kept)
+    assert ways == [False] * 4 + [True] * 2 + [False]
 
 
 def test_fillers_share_what_is_missing():

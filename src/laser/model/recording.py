@@ -56,10 +56,10 @@ class RecordedNetwork:
     def __call__(self, batch: Batch) -> ModelOutput:
         """Logits of a batch, as of the network itself; they are there until the next call."""
         if not self._serves(batch):
-            return self.network(batch)
+            return self._plain(batch)
         rows = {name: each.contiguous() for name, each in self.network.embeddings.look_up(batch).items()}
         if not all(each.requires_grad for each in rows.values()):
-            return self.network(batch)
+            return self._plain(batch)
         self._take_in(batch, rows)
         logit_B = _Replay.apply(self, len(batch), *rows.values())
         return ModelOutput(logit_B, None, None)  # type: ignore[arg-type]
@@ -70,6 +70,13 @@ class RecordedNetwork:
         if self.fixed is None or first is None or first.data_ptr() != self.d_parameters_P.data_ptr():
             return None
         return self.d_parameters_P
+
+    def _plain(self, batch: Batch) -> ModelOutput:
+        """The network itself; its gradients are not added to those of a replayed step, which may still be there."""
+        if self.flat_gradients() is not None:
+            for parameter in self.parameters:
+                parameter.grad = None
+        return self.network(batch)
 
     def _serves(self, batch: Batch) -> bool:
         _, history_of_B = on_host(batch)
@@ -186,7 +193,8 @@ class _Replay(torch.autograd.Function):
         recorded.d_logit_B[: ctx.samples].copy_(d_logit_B)
         recorded.play_backward()
         for parameter, gradient in zip(recorded.parameters, recorded.gradients):
-            parameter.grad = gradient
+            if parameter.grad is not gradient:
+                parameter.grad = gradient
         d_rows = [each[:count] for each, count in zip(recorded.d_rows.values(), ctx.counts)]
         return None, None, *d_rows
 

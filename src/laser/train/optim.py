@@ -161,6 +161,7 @@ class SparseDenseOptimizer(Optimizer):
         dense: optimizer of all other parameters, with its state, into which checkpoints are read before the first step.
         kernels: FBGEMM's modules whose optimizer counts steps, as Adam does.
         replicated: optimizers among ``tables`` that change whole tables at the end of a step.
+        gradients: as of ``FlatAdam``.
     """
 
     def __init__(
@@ -170,11 +171,13 @@ class SparseDenseOptimizer(Optimizer):
         dense: Optimizer,
         kernels: Iterable[Any] = (),
         replicated: Iterable[ReplicatedOptimizer] = (),
+        gradients: Callable[[], Tensor | None] = lambda: None,
     ) -> None:
         self.tables = list(tables)
         self.dense = dense
         self.kernels = list(kernels)
         self.replicated = list(replicated)
+        self.gradients = gradients
         self.steps = 0
         """Training steps done; set when a checkpoint is loaded."""
         super().__init__([{"params": [], "lr": table_learning_rate}, *dense.param_groups], defaults={})
@@ -208,9 +211,14 @@ class SparseDenseOptimizer(Optimizer):
         return self.dense.step(backward_and_replicated if self.replicated else closure)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget gradients, without the checks of PyTorch's own, which take the host longer than anything here."""
+        """Forget gradients, without the checks of PyTorch's own, which take the host longer than anything here.
+
+        Those of a replayed step stay: the next one sets them, and any other step of a recorded network forgets them.
+        """
         if not set_to_none:
             super().zero_grad(set_to_none=False)
+            return
+        if self.gradients() is not None:
             return
         for group in self.param_groups:
             for parameter in group["params"]:
@@ -270,4 +278,4 @@ def build_optimizer(
     ``replicated`` the optimizers of tables that are whole on every process, ``gradients`` as of ``FlatAdam``.
     """
     inner = dense.build(parameters, gradients)
-    return SparseDenseOptimizer(tables, table.learning_rate, inner, kernels, replicated)
+    return SparseDenseOptimizer(tables, table.learning_rate, inner, kernels, replicated, gradients)
