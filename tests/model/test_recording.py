@@ -206,6 +206,25 @@ def test_gradients_that_nobody_forgets(schema, make_batch, scatter):
     assert ways == [False] * 4 + [True] * 2 + [False]
 
 
+def test_parameters_that_move_are_noticed(schema, make_batch):
+    """All of them or one alone: what is recorded reads them where they were."""
+    network = Laser(schema, **OPTIONS).to(DEVICE).train()
+    recorded = RecordedNetwork(network, list(parts(network)[1].values()))
+    batch = with_distinct(schema, make_batch(schema, [9, 4], [0, 1])).to(DEVICE)
+
+    def recordings():
+        with torch.autocast(DEVICE.type, torch.bfloat16):
+            recorded(batch), recorded(batch)
+        return recorded.recordings, recorded.copies.flat is not None
+
+    assert recordings() == (1, False)
+    FlatAdam(recorded.parameters, recorded.flat_gradients, lr=0.01)
+    assert recordings() == (2, True)
+    middle = recorded.parameters[len(recorded.parameters) // 2]
+    middle.data = middle.data.clone()
+    assert recordings() == (3, False)
+
+
 def test_fillers_share_what_is_missing():
     off, history = filled_offsets(np.array([0, 2, 5]), np.array([1, 0, 1]), 6, 105)
     lengths = np.diff(off)
