@@ -204,7 +204,7 @@ class FixedBatch:
             tensors += [here[name] for name in names]
         for name in fixed.place:
             tensors += batch.place[name].split_with_sizes(numbers[name])
-        return tensors + [rows[name].detach() for name in self.rows]
+        return tensors + [rows[name] for name in self.rows]
 
 
 def on_host(batch: Batch) -> tuple[Tensor, Tensor]:

@@ -176,7 +176,7 @@ class Counted(NamedTuple):
         seg_off[:], event_off[:] = self.seg_off_B1, self.event_off_B1
         _write_order(order, self.history_of_B, self.samples_U)
         sample_off[0] = 0
-        np.cumsum(self.samples_U, out=sample_off[1:])
+        self.samples_U.cumsum(out=sample_off[1:])
         last = len(self.samples_U) - 1
         for tile_off, history_of, count, known in (
             (*tiles[:2], self.forward_U, self.forward_off_U1),
@@ -259,7 +259,7 @@ def index_parts(index_I: np.ndarray, lengths: Sequence[int]) -> list[np.ndarray]
 def offsets(count: np.ndarray) -> np.ndarray:
     """Where each of consecutive runs begins, and the total: int64, one longer than ``count``."""
     found = np.zeros(len(count) + 1, np.int64)
-    np.cumsum(count, out=found[1:])
+    count.cumsum(out=found[1:])
     return found
 
 
