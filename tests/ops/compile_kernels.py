@@ -21,6 +21,7 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 from laser.ops.address_copy.triton import AddressCopy
+from laser.ops.click_loss import click_loss
 from laser.ops.gather_sum import gather_sum
 from laser.ops.keep_factor import keep_factor
 from laser.ops.newest_mean import newest_mean
@@ -87,6 +88,7 @@ def call_all(dtype: torch.dtype) -> None:
         backward(residual_norm(a, b.transpose(0, 1), weight_D, bias_D))
     keep_factor(0.1, 1, torch.tensor(2), off, off, dtype)
     keep_factor(0.1, 1, 2, off, 1024, dtype)
+    click_loss(scale, scale, 7)
     copy = AddressCopy([off, events.detach()])
     copy(torch.tensor(copy.sources([off, events.detach()])))
 

@@ -6,9 +6,9 @@ Legend of shape suffixes: B samples of this process.
 from __future__ import annotations
 
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits
 
 from laser.batch import Batch
+from laser.ops.click_loss import click_loss
 
 
 def local_loss(logit_B: Tensor, batch: Batch, world_size: int, auxiliary: Tensor | None = None) -> Tensor:
@@ -27,7 +27,7 @@ def local_loss(logit_B: Tensor, batch: Batch, world_size: int, auxiliary: Tensor
     Returns:
         float32 scalar.
     """
-    loss = binary_cross_entropy_with_logits(logit_B.float(), batch.label_B, reduction="sum") / batch.global_size
+    loss = click_loss(logit_B.float(), batch.label_B, batch.global_size)
     if auxiliary is not None:
         loss = loss + auxiliary
     return loss * world_size if world_size > 1 else loss  # a launch less in either pass
