@@ -24,6 +24,7 @@ from laser.ops.address_copy.triton import AddressCopy
 from laser.ops.click_loss import click_loss
 from laser.ops.gather_sum import gather_sum
 from laser.ops.keep_factor import keep_factor
+from laser.ops.linear import grouped_linear, linear
 from laser.ops.newest_mean import newest_mean
 from laser.ops.residual_norm import residual_norm
 from laser.ops.segment_readout import segment_readout
@@ -86,6 +87,11 @@ def call_all(dtype: torch.dtype) -> None:
         b = torch.randn(8, 32, WIDTH, dtype=dtype, requires_grad=True)
         weight_D, bias_D = (torch.ones(WIDTH, requires_grad=True) for _ in range(2))
         backward(residual_norm(a, b.transpose(0, 1), weight_D, bias_D))
+    for rows in (3, 3000):
+        x = torch.randn(rows, 2, WIDTH, dtype=dtype)
+        weight, bias = (torch.randn(*shape, WIDTH, dtype=dtype, requires_grad=True) for shape in ((2, WIDTH), (2,)))
+        backward(grouped_linear(x, weight, bias))
+        backward(linear(x, weight[0], bias[0]))
     keep_factor(0.1, 1, torch.tensor(2), off, off, dtype)
     keep_factor(0.1, 1, 2, off, 1024, dtype)
     click_loss(scale, scale, 7)

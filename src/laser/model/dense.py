@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from laser.ops.linear import linear as linear_op
 from laser.ops.residual_norm import residual_norm
 
 
-def linear(inputs: int, outputs: int, *, bias: bool = True) -> nn.Linear:
+class Linear(nn.Linear):
+    """``nn.Linear``: its parameters and values, with the backward pass of ``laser.ops.linear`` on CUDA."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[..., inputs] -> [..., outputs]."""
+        return linear_op(input, self.weight, self.bias)
+
+
+def linear(inputs: int, outputs: int, *, bias: bool = True) -> Linear:
     """Linear layer with Xavier-uniform weights (gain 1) and zero biases (our choice)."""
-    layer = nn.Linear(inputs, outputs, bias=bias)
+    layer = Linear(inputs, outputs, bias=bias)
     nn.init.xavier_uniform_(layer.weight)
     if bias:
         nn.init.zeros_(layer.bias)

@@ -14,6 +14,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from laser.ops.linear import grouped_linear
+
 
 class FoldedHeads(nn.Module):
     """W_Q, W_K and W_V of H heads.
@@ -42,11 +44,11 @@ class FoldedHeads(nn.Module):
     def query(self, source_BD: Tensor) -> Tensor:
         """Score vectors in event space, [B, H, D]: ``scale * (source W_Q) W_K^T`` per head."""
         query_BHQ = torch.einsum("bd,hdq->bhq", source_BD, self.query_HDQ)
-        return torch.einsum("bhq,hdq->bhd", query_BHQ * self.scale, self.key_HDQ)
+        return grouped_linear(query_BHQ * self.scale, self.key_HDQ.transpose(1, 2))
 
     def value(self, pooled_NHD: Tensor) -> Tensor:
         """Values of pooled events, heads concatenated: [N, D]."""
-        return torch.einsum("nhd,hdv->nhv", pooled_NHD, self.value_HDV).flatten(1)
+        return grouped_linear(pooled_NHD, self.value_HDV).flatten(1)
 
 
 def _xavier(num_heads: int, inputs: int, outputs: int) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from laser.model.dense import ResidualNorm
 from laser.ops.keep_factor.naive import scalar_hash
+from laser.ops.linear import grouped_linear
 
 COEFFICIENT_FACTOR = 1.2
 COEFFICIENT_MINIMUM, COEFFICIENT_MAXIMUM = 1e-8, 0.1
@@ -47,7 +48,7 @@ def per_token_weight(tokens: int, inputs: int, outputs: int) -> nn.Parameter:
 
 def per_token_linear(x_BMD: Tensor, weight_MDF: Tensor, bias_MF: Tensor) -> Tensor:
     """M independent Linear layers as one batched product: [B, M, D] -> [B, M, F]."""
-    return torch.baddbmm(bias_MF[:, None], x_BMD.transpose(0, 1), weight_MDF).transpose(0, 1)
+    return grouped_linear(x_BMD, weight_MDF, bias_MF)
 
 
 class PerTokenFeedForward(nn.Module):

@@ -22,6 +22,7 @@ from laser.model.heads import DCNv2, FinalMLP, TokenMixerLarge
 from laser.model.matching import MatchedEvents
 from laser.model.rankmixer import RankMixer
 from laser.model.recency import EventRecency, owner, rank_from_newest
+from laser.ops.linear import linear as linear_op
 from laser.schema import Schema
 
 Head = Literal["rankmixer", "tokenmixer_large", "dcnv2", "final_mlp"]
@@ -118,7 +119,7 @@ class SequenceModel(nn.Module):
         for found, weight_DW in zip(history, weights, strict=True):
             # The bias goes with the first field that has exactly one value an event.
             once = found.index.dim() == 1
-            rows_RD = nn.functional.linear(found.rows_RW, weight_DW, bias_D if once else None)
+            rows_RD = linear_op(found.rows_RW, weight_DW, bias_D if once else None)
             slots.add(rows_RD, found.index, found.weight)
             bias_D = None if once else bias_D
         if bias_D is not None:

@@ -13,6 +13,8 @@ from laser.ops.gather_sum import gather_sum
 from laser.ops.gather_sum import naive as gather_naive
 from laser.ops.keep_factor import keep_factor
 from laser.ops.keep_factor import naive as keep_naive
+from laser.ops.linear import grouped_linear, linear
+from laser.ops.linear import naive as linear_naive
 from laser.ops.newest_mean import naive as newest_naive
 from laser.ops.newest_mean import newest_mean
 from laser.ops.residual_norm import naive as residual_naive
@@ -106,6 +108,20 @@ def _residual(op: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return case
 
 
+def _linear(one: Callable[..., Tensor], grouped: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def case(x_ND: Tensor, _off_U1: Tensor, query_BHD: Tensor) -> Tensor:
+        weight_HIO = query_BHD.reshape(2, 4, 6)
+        # Biases made of the rows, so that their gradients are seen.
+        bias_HO = x_ND[:2, :6]
+        y_NHO = grouped(x_ND.view(-1, 2, 4), weight_HIO, bias_HO)
+        return (
+            one(y_NHO.flatten(1), query_BHD.reshape(4, 12), x_ND[0, :4])
+            + grouped(x_ND.view(-1, 2, 4), weight_HIO, None).mean()
+        )
+
+    return case
+
+
 _CASES: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
     "segmented_attention": (
         _segmented(segmented_target_attention),
@@ -119,5 +135,6 @@ _CASES: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
     "keep_factor": (_keep(keep_factor), _keep(keep_naive.keep_factor)),
     "newest_mean": (_newest(newest_mean), _newest(newest_naive.newest_mean)),
     "segment_readout": (_readout(segment_readout), _readout(readout_naive.segment_readout)),
+    "linear": (_linear(linear, grouped_linear), _linear(linear_naive.linear, linear_naive.grouped_linear)),
     "residual_norm": (_residual(residual_norm), _residual(residual_naive.residual_norm)),
 }
