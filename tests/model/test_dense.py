@@ -1,4 +1,4 @@
-"""The norm of a residual sum in models: PyTorch's on the CPU, kernels on a GPU, the same parameters in both."""
+"""Linear layers and norms of residual sums in models: PyTorch's on the CPU, ours on a GPU, the same parameters."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import torch
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+import laser.ops.linear
 import laser.ops.residual_norm as package
 from laser.model.baselines.transact import Layer
-from laser.model.dense import ResidualNorm
+from laser.model.dense import ResidualNorm, linear
+from laser.model.half_copies import HalfCopies
 from laser.model.laser import Laser
 
 OPTIONS = {
@@ -33,6 +35,50 @@ def test_is_a_layer_norm() -> None:
     assert torch.equal(ours(x), plain(x))
     assert torch.equal(ours(x, y), plain(x + y))
     assert ours.double()(x.double(), y.double()).dtype == torch.float64
+
+
+def test_is_a_linear_layer() -> None:
+    ours, plain, x = linear(8, 4), nn.Linear(8, 4), torch.randn(3, 8)
+    plain.load_state_dict(ours.state_dict())
+    assert isinstance(ours, nn.Linear)
+    assert torch.equal(ours(x), plain(x))
+    assert list(linear(8, 4, bias=False).state_dict()) == ["weight"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="kernels do not run on tensors of the CPU where there is a GPU")
+@pytest.mark.parametrize(
+    ("options", "dtype", "tolerance"),
+    [
+        ({}, torch.float32, 1e-5),
+        ({}, torch.bfloat16, 0.03),
+        ({"experts": 2}, torch.bfloat16, 0.03),
+        ({"head": "tokenmixer_large", "gate_rank_bias": True}, torch.bfloat16, 0.03),
+        ({"mixer_tokens": 16}, torch.bfloat16, 0.03),
+    ],
+    ids=str,
+)
+def test_linear_layers_as_on_a_gpu(schema, batch, scatter, monkeypatch, options, dtype, tolerance) -> None:
+    """Logits and gradients by name; and autocast's copies of parameters are those that it made before, at the least."""
+    torch.manual_seed(0)
+    model = scatter(Laser(schema, **{**OPTIONS, "embedding_std": 0.5, **options}).train())
+    parameters = [p for name, p in model.named_parameters() if ".collections." not in name]
+
+    def results() -> tuple[dict[str, torch.Tensor], set[str]]:
+        model.zero_grad()
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            logit_B = model(batch).logit_B
+        logit_B.square().sum().backward()
+        found = {"logit": logit_B.detach()} | {name: p.grad.clone() for name, p in model.named_parameters()}
+        return found, set(HalfCopies(model, parameters, "cpu", dtype, {"batch": batch}).by_name)
+
+    expected, copied = results()
+    monkeypatch.setattr(laser.ops.linear, "use_triton", lambda tensor: True)
+    found, copied_now = results()
+    assert copied <= copied_now
+    assert dtype == torch.float32 or any(name.startswith("fusion.tokens.projections") for name in copied_now)
+    for name, value in found.items():
+        error = (value - expected[name]).norm()
+        assert error <= tolerance * expected[name].norm() + 1e-6, (name, float(error), float(expected[name].norm()))
 
 
 @pytest.fixture

@@ -17,11 +17,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor, nn
 
 from laser.model.dense import linear
 from laser.model.window_means import window_means
+from laser.ops.linear import side_by_side
 from laser.ops.newest_mean import joins_gradients, newest_mean
 from laser.ops.segment_readout import segment_readout
 
@@ -53,10 +53,11 @@ class Tokens(nn.Module):
         """[B, width of group] tensors -> tokens_BMD."""
         assert len(groups) == sum(self.runs), (len(groups), self.runs)
         parts, first = [], 0
-        for run, projection in zip(self.runs, self.projections):
-            parts.append(projection(torch.cat(groups[first : first + run], dim=-1)))
+        for run in self.runs:
+            parts.append(groups[first : first + run])
             first += run
-        return torch.cat(parts, dim=-1).view(-1, self.tokens, self.width)
+        weights, biases = zip(*((projection.weight, projection.bias) for projection in self.projections), strict=True)
+        return side_by_side(parts, weights, biases).view(-1, self.tokens, self.width)
 
 
 class Fusion(nn.Module):

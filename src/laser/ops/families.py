@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from laser.ops import linear
 from laser.ops.availability import has_triton
 from laser.ops.gather_sum import gather_sum
 from laser.ops.gather_sum import naive as gather_naive
 from laser.ops.keep_factor import keep_factor
 from laser.ops.keep_factor import naive as keep_naive
-from laser.ops.linear import grouped_linear, linear
 from laser.ops.linear import naive as linear_naive
 from laser.ops.newest_mean import naive as newest_naive
 from laser.ops.newest_mean import newest_mean
@@ -108,16 +109,16 @@ def _residual(op: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return case
 
 
-def _linear(one: Callable[..., Tensor], grouped: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def _linear(package: Any) -> Callable[..., Tensor]:
     def case(x_ND: Tensor, _off_U1: Tensor, query_BHD: Tensor) -> Tensor:
-        weight_HIO = query_BHD.reshape(2, 4, 6)
         # Biases made of the rows, so that their gradients are seen.
-        bias_HO = x_ND[:2, :6]
-        y_NHO = grouped(x_ND.view(-1, 2, 4), weight_HIO, bias_HO)
-        return (
-            one(y_NHO.flatten(1), query_BHD.reshape(4, 12), x_ND[0, :4])
-            + grouped(x_ND.view(-1, 2, 4), weight_HIO, None).mean()
-        )
+        x_NHI, bias_HO = x_ND.view(-1, 2, 4), x_ND[:2, :6]
+        weight = query_BHD / 8
+        weight_HIO = weight.view(2, 4, 6)
+        y_NHO = package.grouped_linear(x_NHI, weight_HIO, bias_HO)
+        parts = [package.linear(y_NHO.flatten(1), weight.view(4, 12), x_ND[0, :4]), x_ND[:, 4:]]
+        joined_NO = package.side_by_side([parts, [x_ND]], weight[:2], x_ND[:2, :2])
+        return joined_NO + package.grouped_linear(x_NHI, weight_HIO, None).flatten(1)[:, :4]
 
     return case
 
@@ -135,6 +136,6 @@ _CASES: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
     "keep_factor": (_keep(keep_factor), _keep(keep_naive.keep_factor)),
     "newest_mean": (_newest(newest_mean), _newest(newest_naive.newest_mean)),
     "segment_readout": (_readout(segment_readout), _readout(readout_naive.segment_readout)),
-    "linear": (_linear(linear, grouped_linear), _linear(linear_naive.linear, linear_naive.grouped_linear)),
+    "linear": (_linear(linear), _linear(linear_naive)),
     "residual_norm": (_residual(residual_norm), _residual(residual_naive.residual_norm)),
 }

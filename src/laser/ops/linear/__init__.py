@@ -1,4 +1,4 @@
-"""Linear layers whose backward pass is made for many rows and few columns: one layer, or one per group of the inputs.
+"""Linear layers whose backward pass is made for many rows and few columns: one, one per group, or some side by side.
 
 On CUDA the gradient of a bias is summed by a kernel of ours, products over groups are written where they belong instead
 of being copied there, and the gradient of small weights over many rows is a plain product, the rows of which cuBLAS
@@ -12,23 +12,19 @@ Legend of shape suffixes: N rows; H groups; I inputs; O outputs.
 
 from __future__ import annotations
 
-import math
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from laser.ops.availability import use_triton
+from laser.ops.linear.functions import GroupedLinear, Linear, SideBySide
 
-__all__ = ["grouped_linear", "linear"]
+__all__ = ["grouped_linear", "linear", "side_by_side"]
 
 MOST_ROWS = 1 << 30
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-FEW_TILES, TILE, MOST_GROUPS = 32, 64, 8
-"""A batched product of so few tiles leaves most of a GPU idle, whatever the number of rows. The plain product has the
-tiles of all pairs of groups, of which those of a group with itself are taken: as many times the work as groups."""
 
 
 def linear(x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
@@ -76,6 +72,31 @@ def grouped_linear(x_NHI: Tensor, weight_HIO: Tensor, bias_HO: Tensor | None = N
     return torch.baddbmm(bias_HO[:, None], x_NHI.transpose(0, 1), weight_HIO).transpose(0, 1)
 
 
+def side_by_side(inputs: Sequence[Sequence[Tensor]], weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
+    """Results of several layers, one after another along the last dimension; under autocast in its dtype.
+
+    On CUDA all inputs are joined and cast together, and neighbours of equal sizes are one product, forward and
+    backward. Differentiable once there; equal inputs give equal bits.
+
+    Args:
+        inputs: of each layer, as parts [N, J] whose widths J add up to I; float32, bfloat16, float16, or float64
+            (PyTorch's).
+        weights: of each layer, [O, I].
+        biases: of each layer, [O].
+
+    Returns:
+        [N, sum of O].
+
+    Raises:
+        RuntimeError: PyTorch's, when shapes or dtypes do not fit each other.
+    """
+    parts = [part for parts in inputs for part in parts]
+    if not _serves(*parts, *weights, *biases) or any(part.dim() != 2 for part in parts):
+        layers = zip(inputs, weights, biases, strict=True)
+        return torch.cat([functional.linear(torch.cat([*x], -1), *layer) for x, *layer in layers], -1)
+    return SideBySide.apply(*_as_autocast_would(torch.cat(parts, 1), *weights, *biases))
+
+
 def _serves(x_NI: Tensor, *weights: Tensor | None) -> bool:
     """Whether our backward pass takes these tensors."""
     # Traced first: asking for sizes would put guards into a program whose sizes are symbols.
@@ -97,78 +118,3 @@ def _as_autocast_would(*tensors: Tensor | None) -> list[Tensor | None]:
         return list(tensors)
     dtype = torch.get_autocast_dtype(device)
     return [None if tensor is None else tensor.to(dtype) for tensor in tensors]
-
-
-def _rows(x_NI: Tensor) -> Tensor:
-    """As a matrix, also where there is nothing in it."""
-    return x_NI.reshape(math.prod(x_NI.shape[:-1]), x_NI.shape[-1])
-
-
-def _column_sum(x_HNO: Tensor) -> Tensor:
-    from laser.ops.linear import triton
-
-    return triton.column_sum(x_HNO)
-
-
-class Linear(torch.autograd.Function):
-    """PyTorch's layer with our gradient of the bias; arguments as ``linear``."""
-
-    @staticmethod
-    def forward(ctx: Any, x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
-        """[..., O]."""
-        ctx.save_for_backward(x_NI, weight_OI)
-        return functional.linear(x_NI, weight_OI, bias_O)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, d_y_NO: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        """Gradients of what needs one, in its dtype; that of the weight is contiguous."""
-        x_NI, weight_OI = ctx.saved_tensors
-        of_x, of_weight, of_bias = ctx.needs_input_grad
-        d_y_RO = _rows(d_y_NO)
-        return (
-            (d_y_RO @ weight_OI).view(x_NI.shape) if of_x else None,
-            d_y_RO.t() @ _rows(x_NI) if of_weight else None,
-            _column_sum(d_y_RO[None])[0] if of_bias else None,
-        )
-
-
-class GroupedLinear(torch.autograd.Function):
-    """A layer per group; arguments as ``grouped_linear``."""
-
-    @staticmethod
-    def forward(ctx: Any, x_NHI: Tensor, weight_HIO: Tensor, bias_HO: Tensor | None) -> Tensor:
-        """[N, H, O]."""
-        ctx.save_for_backward(x_NHI, weight_HIO)
-        if bias_HO is not None:
-            return torch.baddbmm(bias_HO[:, None], x_NHI.transpose(0, 1), weight_HIO).transpose(0, 1)
-        y_NHO = x_NHI.new_empty(*x_NHI.shape[:2], weight_HIO.shape[2])
-        torch.bmm(x_NHI.transpose(0, 1), weight_HIO, out=y_NHO.transpose(0, 1))
-        return y_NHO
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, d_y_NHO: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        """Gradients of what needs one, in its dtype, and with its strides unless it overlaps."""
-        x_NHI, weight_HIO = ctx.saved_tensors
-        of_x, of_weight, of_bias = ctx.needs_input_grad
-        d_x_NHI = None
-        if of_x:
-            d_x_NHI = torch.empty_like(x_NHI)
-            torch.bmm(d_y_NHO.transpose(0, 1), weight_HIO.transpose(1, 2), out=d_x_NHI.transpose(0, 1))
-        return (
-            d_x_NHI,
-            _weight_gradient(x_NHI, d_y_NHO, weight_HIO) if of_weight else None,
-            _column_sum(d_y_NHO.transpose(0, 1)) if of_bias else None,
-        )
-
-
-def _weight_gradient(x_NHI: Tensor, d_y_NHO: Tensor, weight_HIO: Tensor) -> Tensor:
-    """x_h^T d_y_h for each group, with the strides of the weight."""
-    H, I, O = weight_HIO.shape
-    d_weight_HIO = torch.empty_like(weight_HIO)
-    tiles = H * -(-I // TILE) * -(-O // TILE)
-    if H <= MOST_GROUPS and tiles <= FEW_TILES and x_NHI.is_contiguous() and d_y_NHO.is_contiguous():
-        pairs_HIHO = (x_NHI.flatten(1).t() @ d_y_NHO.flatten(1)).view(H, I, H, O)
-        return d_weight_HIO.copy_(pairs_HIHO.diagonal(dim1=0, dim2=2).permute(2, 0, 1))
-    return torch.bmm(x_NHI.permute(1, 2, 0), d_y_NHO.transpose(0, 1), out=d_weight_HIO)

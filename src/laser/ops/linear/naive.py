@@ -5,6 +5,8 @@ Legend of shape suffixes: N rows; H groups; I inputs; O outputs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -21,3 +23,9 @@ def grouped_linear(x_NHI: Tensor, weight_HIO: Tensor, bias_HO: Tensor | None) ->
     wide = torch.promote_types(x_NHI.dtype, torch.float32)
     y_NHO = (x_NHI.to(wide)[..., None] * weight_HIO.to(wide)).sum(2)
     return (y_NHO if bias_HO is None else y_NHO + bias_HO.to(wide)).to(x_NHI.dtype)
+
+
+def side_by_side(inputs: Sequence[Sequence[Tensor]], weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
+    """Results of layers, one after another along the last dimension."""
+    layers = zip(inputs, weights, biases, strict=True)
+    return torch.cat([linear(torch.cat([*x], -1), *layer) for x, *layer in layers], -1)
