@@ -17,9 +17,10 @@ import json
 import platform
 from pathlib import Path
 
+import dense
 import torch
 from checks import correctness
-from harness import CUDA, Report
+from harness import CUDA, Report, copy_rate
 from measures import measure
 
 
@@ -51,8 +52,11 @@ def main() -> None:
         machine["triton"] = triton.__version__
     print(machine, flush=True)
     report = Report(options.seconds, options.only)
-    for part in (correctness,) if options.checks else (correctness, measure):
-        part(report)
+    correctness(report)
+    dense.correctness(report)
+    if not options.checks:
+        measure(report)
+        dense.measure(report, copy_rate())
     write(report, options.out, machine)
     bad = [row["what"] for row in report.rows if "failed" in row or row.get("ok") is False]
     print(f"{len(bad)} failed: {bad}" if bad else "all checks passed")

@@ -130,16 +130,18 @@ def test_under_autocast_equals_the_network(schema, make_batch, scatter, options)
     for step, (lengths, samples) in enumerate(SIZES[:3]):
         batch = with_distinct(schema, make_batch(schema, lengths, samples, seed=step, step=step)).to(DEVICE)
         answers = []
-        for call, net in ((plain, plain), (recorded, network)):
+        for call, net, half in ((plain, plain, True), (recorded, network, True), (plain, plain, False)):
             net.zero_grad()
-            with torch.autocast(DEVICE.type, torch.bfloat16):
+            with torch.autocast(DEVICE.type, torch.bfloat16, enabled=half):
                 logit_B = call(batch).logit_B
             logit_B.square().sum().backward()
             answers.append({"logit": logit_B.detach()} | {name: p.grad for name, p in net.named_parameters()})
-        for name, expected in answers[0].items():
-            assert answers[1][name].dtype == torch.float32
-            error = (answers[1][name] - expected).norm()
-            assert error <= 0.02 * expected.norm() + 1e-6, (name, float(error), float(expected.norm()))
+        for name, (expected, found, exact) in {name: [each[name] for each in answers] for name in answers[0]}.items():
+            assert found.dtype == torch.float32
+            # On a GPU products of other sizes round otherwise, by as much as those of the network do.
+            rounding = 2 * (expected - exact).norm() if DEVICE.type == "cuda" else 0.0
+            error = (found - expected).norm()
+            assert error <= 0.02 * expected.norm() + rounding + 1e-6, (name, float(error), float(expected.norm()))
         # What comes next has other weights, of which the copies must be made again.
         with torch.no_grad():
             for p, q in zip(network.parameters(), plain.parameters(), strict=True):

@@ -21,7 +21,7 @@ def linear(x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
 def grouped_linear(x_NHI: Tensor, weight_HIO: Tensor, bias_HO: Tensor | None) -> Tensor:
     """x_h W_h + b_h for each group h, likewise."""
     wide = torch.promote_types(x_NHI.dtype, torch.float32)
-    y_NHO = (x_NHI.to(wide)[..., None] * weight_HIO.to(wide)).sum(2)
+    y_NHO = (x_NHI.to(wide).transpose(0, 1) @ weight_HIO.to(wide)).transpose(0, 1)
     return (y_NHO if bias_HO is None else y_NHO + bias_HO.to(wide)).to(x_NHI.dtype)
 
 

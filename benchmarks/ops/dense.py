@@ -1,0 +1,147 @@
+"""Linear layers on a GPU: against their specification, and beside PyTorch's own backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from harness import CASES, CUDA, DEVICE, Report, compare, timed
+from torch import Tensor
+
+from laser.ops.linear import grouped_linear, linear, naive, side_by_side
+
+
+def normal(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    return [torch.randn(shape, device=DEVICE).to(dtype).requires_grad_() for shape in shapes]
+
+
+def apart(op: Callable) -> Callable[..., Tensor]:
+    """``side_by_side`` of inputs that lie beside each other."""
+
+    def call(x: Tensor, *rest: Tensor) -> Tensor:
+        weights, biases = rest[: len(rest) // 2], rest[len(rest) // 2 :]
+        return op([[part] for part in x.split([weight.shape[1] for weight in weights], 1)], weights, biases)
+
+    return call
+
+
+def plain_layers(inputs: list[list[Tensor]], weights: list[Tensor], biases: list[Tensor]) -> Tensor:
+    return torch.cat([F.linear(torch.cat(x, 1), *layer) for x, *layer in zip(inputs, weights, biases, strict=True)], 1)
+
+
+def check_linear(dtype: torch.dtype, D: int) -> dict:
+    """Few rows and many; small weights of a few groups, and many groups; layers side by side, some of them alike."""
+    torch.manual_seed(0)
+    half = max(1, D // 2)
+    results: dict[str, object] = {"ok": True}
+    sizes = [(D, half), (D, half), (half, D), (D, half)]
+    shapes = [(301, sum(I for I, _ in sizes)), *((O, I) for I, O in sizes), *((O,) for _, O in sizes)]
+    for case, ops, inputs in (
+        ("few rows", (linear, naive.linear), normal((1040, D), (half, D), (half,), dtype=dtype)),
+        ("many rows", (linear, naive.linear), normal((5003, D), (half, D), (half,), dtype=dtype)),
+        (
+            "heads",
+            (grouped_linear, lambda x, w: naive.grouped_linear(x, w, None)),
+            normal((5003, 2, D), (2, D, half), dtype=dtype),
+        ),
+        (
+            "tokens",
+            (grouped_linear, naive.grouped_linear),
+            normal((301, 16, D), (16, D, half), (16, half), dtype=dtype),
+        ),
+        ("side by side", (apart(side_by_side), apart(naive.side_by_side)), normal(*shapes, dtype=dtype)),
+    ):
+        found = compare(*ops, inputs, ["y", *(f"gradient {place}" for place in range(len(inputs)))])
+        results |= {f"{case} {name}": value for name, value in found.items() if name != "ok"}
+        results["ok"] = results["ok"] and found["ok"]
+    return results
+
+
+def check_large_sum() -> dict:
+    """A bias' gradient of more than 2^31 elements, as rows and as tokens, of whole numbers: exact."""
+    from laser.ops.linear.triton import column_sum
+
+    N, D, few = 4_200_000, 512, 4096
+    x = torch.zeros(N, D, device=DEVICE, dtype=torch.bfloat16)
+    # Ones, of which less than 256 are added up: exact in bfloat16, too.
+    x[-few:] = (torch.arange(few * D, device=DEVICE).view(few, D) % 37 == 0).to(x.dtype)
+    tokens = x.view(2, -1, D)
+    same = [
+        torch.equal(column_sum(x[None])[0], x[-few:].float().sum(0).to(x.dtype)),
+        torch.equal(column_sum(tokens)[1], x[-few:].float().sum(0).to(x.dtype)),
+        torch.equal(column_sum(x.view(-1, 2, D).transpose(0, 1)), x[-few:].view(-1, 2, D).float().sum(0).to(x.dtype)),
+    ]
+    return {"ok": all(same), "elements": x.numel(), "same": same}
+
+
+def check_recorded() -> dict:
+    """Forward and backward replayed on other values: the bits of calls without a graph."""
+    x, weight, bias = normal((3000, 2, 128), (2, 128, 64), (64,))
+    other, d = normal((64, 128), (3000, 64))
+
+    def step() -> list[Tensor]:
+        with torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
+            y = grouped_linear(x, weight).flatten(1)
+            y = side_by_side([[y], [y]], [other, other], [bias, bias])[:, 64:] + linear(y, other, bias)
+        return [y, *torch.autograd.grad(y, [x, weight, bias, other], d.detach().to(y.dtype))]
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        recorded = step()
+    with torch.no_grad():
+        for leaf in (x, weight, bias, other):
+            leaf.normal_()
+    graph.replay()
+    same = [torch.equal(one, two) for one, two in zip(recorded, step(), strict=True)]
+    return {"ok": all(same), "same": same}
+
+
+def correctness(report: Report) -> None:
+    for dtype, D, H, _ in CASES:
+        name = f"{str(dtype).split('.')[1]} D={D} H={H}"
+        # On a CPU the layers are PyTorch's.
+        if CUDA and D > 1:
+            report.attempt(f"check linear layers {name}", lambda c=(dtype, D): check_linear(*c))
+    if CUDA:
+        report.attempt("check linear layers past 2^31 elements", check_large_sum)
+        report.attempt("check linear layers in a CUDA graph", check_recorded)
+
+
+def measure(report: Report, copy_bytes_per_ms: float) -> None:
+    """What a step of ASSISTments has: 44,000 segments, 1040 samples, 8 tokens, 2 heads. Floors: gradients read once."""
+    segments, samples = (44_000, 1040) if CUDA else (2000, 100)
+    half = torch.bfloat16 if CUDA else torch.float32
+    if CUDA:
+        from laser.ops.linear.triton import column_sum
+
+        for shape in ((1, segments, 128), (1, segments, 512), (1, samples, 128), (8, samples, 512)):
+            x = normal(shape, dtype=half)[0].detach()
+            floor = x.nbytes / copy_bytes_per_ms
+            for name, op in (
+                ("kernel", lambda x=x: column_sum(x)),
+                ("PyTorch", lambda x=x: x.sum(1)),
+            ):
+                report.attempt(f"gradient of a bias {list(shape)}, {name}", lambda op=op, f=floor: timed(op, f, 10))
+    einsum = lambda x, weight: torch.einsum("nhi,hio->nho", x, weight)  # noqa: E731
+    sizes = [(256, 128), *[(128, 128)] * 5, (64, 128), (128, 128)]
+    layers = [(samples, sum(I for I, _ in sizes)), *((O, I) for I, O in sizes), *((O,) for _, O in sizes)]
+    key = normal((samples, 2, 64), (2, 64, 128))
+    for what, ours, plain, inputs in (
+        ("values of segments", grouped_linear, einsum, normal((segments, 2, 128), (2, 128, 64), dtype=half)),
+        ("keys in queries", grouped_linear, einsum, key),
+        ("layer on segments", linear, F.linear, normal((segments, 128), (512, 128), (512,), dtype=half)),
+        ("layers of tokens", apart(side_by_side), apart(plain_layers), normal(*layers, dtype=half)),
+    ):
+        upstream = torch.randn_like(ours(*inputs))
+        floor = (2 * inputs[0].nbytes + 2 * upstream.nbytes) / copy_bytes_per_ms
+        for name, op in (("ours", ours), ("PyTorch", plain)):
+            report.attempt(
+                f"{what}, {name}, forward + backward",
+                lambda op=op, i=inputs, u=upstream, f=floor: timed(lambda: torch.autograd.grad(op(*i), i, u), f, 10),
+            )
