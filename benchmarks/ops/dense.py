@@ -127,7 +127,9 @@ def measure(report: Report, copy_bytes_per_ms: float) -> None:
                 ("kernel", lambda x=x: column_sum(x)),
                 ("PyTorch", lambda x=x: x.sum(1)),
             ):
-                report.attempt(f"gradient of a bias {list(shape)}, {name}", lambda op=op, f=floor: timed(op, f, 10))
+                report.attempt(
+                    f"linear layers: gradient of a bias {list(shape)}, {name}", lambda op=op, f=floor: timed(op, f, 10)
+                )
     einsum = lambda x, weight: torch.einsum("nhi,hio->nho", x, weight)  # noqa: E731
     sizes = [(256, 128), *[(128, 128)] * 5, (64, 128), (128, 128)]
     layers = [(samples, sum(I for I, _ in sizes)), *((O, I) for I, O in sizes), *((O,) for _, O in sizes)]
@@ -142,6 +144,6 @@ def measure(report: Report, copy_bytes_per_ms: float) -> None:
         floor = (2 * inputs[0].nbytes + 2 * upstream.nbytes) / copy_bytes_per_ms
         for name, op in (("ours", ours), ("PyTorch", plain)):
             report.attempt(
-                f"{what}, {name}, forward + backward",
+                f"linear layers: {what}, {name}, forward + backward",
                 lambda op=op, i=inputs, u=upstream, f=floor: timed(lambda: torch.autograd.grad(op(*i), i, u), f, 10),
             )

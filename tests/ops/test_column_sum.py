@@ -1,4 +1,4 @@
-"""Sums over rows, the gradient of a bias: exact where they can be, in float32, and the same every time."""
+"""Sums over rows, the gradient of a bias: exact where they can be, in float32, the same every time. And rows of it."""
 
 from __future__ import annotations
 
@@ -48,3 +48,9 @@ def test_equal_bits(N: int, device: torch.device) -> None:
     first = triton.column_sum(x_MND)
     assert torch.equal(triton.column_sum(x_MND), first)
     torch.testing.assert_close(first.double(), x_MND.double().sum(1), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(("M", "N", "D"), [(1, 1, 1), (3, 33, 5), (2, 64, 130), (2, 0, 4)])
+def test_repeated(M: int, N: int, D: int, device: torch.device) -> None:
+    row_MD = torch.randn(D, M, device=device).T
+    assert torch.equal(triton.repeated(row_MD, N), row_MD[:, None].expand(M, N, D))

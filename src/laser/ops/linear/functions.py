@@ -32,6 +32,12 @@ def _column_sum(x_HNO: Tensor) -> Tensor:
     return triton.column_sum(x_HNO)
 
 
+def _repeated(bias_HO: Tensor, N: int) -> Tensor:
+    from laser.ops.linear import triton
+
+    return triton.repeated(bias_HO, N)
+
+
 class Linear(torch.autograd.Function):
     """PyTorch's layer with our gradient of the bias; arguments as ``linear``."""
 
@@ -63,7 +69,8 @@ class GroupedLinear(torch.autograd.Function):
         """[N, H, O]."""
         ctx.save_for_backward(x_NHI, weight_HIO)
         if bias_HO is not None:
-            return torch.baddbmm(bias_HO[:, None], x_NHI.transpose(0, 1), weight_HIO).transpose(0, 1)
+            y_HNO = _repeated(bias_HO, x_NHI.shape[0])
+            return y_HNO.baddbmm_(x_NHI.transpose(0, 1), weight_HIO).transpose(0, 1)
         y_NHO = x_NHI.new_empty(*x_NHI.shape[:2], weight_HIO.shape[2])
         torch.bmm(x_NHI.transpose(0, 1), weight_HIO, out=y_NHO.transpose(0, 1))
         return y_NHO
@@ -90,7 +97,7 @@ def _weight_gradient(x_NHI: Tensor, d_y_NHO: Tensor, weight_HIO: Tensor) -> Tens
     H, I, O = weight_HIO.shape
     d_weight_HIO = torch.empty_like(weight_HIO)
     tiles = H * -(-I // TILE) * -(-O // TILE)
-    if H <= MOST_GROUPS and tiles <= FEW_TILES and x_NHI.is_contiguous() and d_y_NHO.is_contiguous():
+    if H <= MOST_GROUPS and tiles <= FEW_TILES:
         pairs_HIHO = (x_NHI.flatten(1).t() @ d_y_NHO.flatten(1)).view(H, I, H, O)
         return d_weight_HIO.copy_(pairs_HIHO.diagonal(dim1=0, dim2=2).permute(2, 0, 1))
     return torch.bmm(x_NHI.permute(1, 2, 0), d_y_NHO.transpose(0, 1), out=d_weight_HIO)
@@ -106,7 +113,7 @@ class SideBySide(torch.autograd.Function):
         runs = [list(run) for _, run in groupby(weights, lambda weight_OI: weight_OI.shape)]
         run_ROI = [run[0][None] if len(run) == 1 else torch.stack(run) for run in runs]
         ctx.save_for_backward(x_NI, *run_ROI)
-        y_NO = torch.cat(biases).repeat(x_NI.shape[0], 1)
+        y_NO = _repeated(torch.cat(biases)[None], x_NI.shape[0])[0]
         for weight_ROI, x_RNI, y_RNO in zip(
             run_ROI, _of_runs(x_NI, run_ROI, 2), _of_runs(y_NO, run_ROI, 1), strict=True
         ):

@@ -1,6 +1,6 @@
 # Kernel bodies are traced by Triton, whose stubs confuse tensors and tuples.
 # pyrefly: ignore-errors
-"""Sums over the rows of a matrix in Triton: the gradient of a bias.
+"""Sums over the rows of a matrix in Triton, the gradient of a bias; and rows that are all a bias.
 
 Few rows are summed by one launch, whose programs share the columns. Of many rows a first launch makes sums of parts,
 and a second adds these up, in order: no atomics, so that equal inputs give equal bits.
@@ -18,6 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+FILL_ROWS, FILL_COLUMNS = 32, 128
+"""Tile of fill_kernel."""
 FEW_ROWS = 2048
 """That one launch sums."""
 WHOLE_ROWS, WHOLE_COLUMNS = 512, 16
@@ -53,6 +55,29 @@ def sum_kernel(
         sum_ND += tl.load(x_at, mask=mask_ND, other=0.0).to(tl.float32)
     sum_at = sum_MPD + (matrix * parts + part) * D + d_D
     tl.store(sum_at, tl.sum(sum_ND, axis=0).to(sum_MPD.dtype.element_ty), mask=in_D)
+
+
+@triton.jit(do_not_specialize=["num_rows"])
+def fill_kernel(row_MD, y_MND, num_rows, D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Write BLOCK_N rows of BLOCK_D columns of one matrix, all of them the same."""
+    matrix = tl.program_id(2).to(tl.int64)
+    row_N = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    d_D = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    in_D = d_D < D
+    row = tl.load(row_MD + matrix * D + d_D, mask=in_D, other=0.0)
+    y_at = y_MND + (matrix * num_rows + row_N.to(tl.int64))[:, None] * D + d_D[None, :]
+    mask_ND = (row_N < num_rows)[:, None] & in_D[None, :]
+    tl.store(y_at, tl.broadcast_to(row[None, :], (BLOCK_N, BLOCK_D)), mask=mask_ND)
+
+
+def repeated(row_MD: Tensor, N: int) -> Tensor:
+    """Each row N times, [M, N, D], contiguous: to begin a product with, as its bias."""
+    M, D = row_MD.shape
+    y_MND = row_MD.new_empty(M, N, D)
+    if M * N * D:
+        launch: Any = fill_kernel[(triton.cdiv(N, FILL_ROWS), triton.cdiv(D, FILL_COLUMNS), M)]
+        launch(row_MD.contiguous(), y_MND, N, D=D, BLOCK_N=FILL_ROWS, BLOCK_D=FILL_COLUMNS, num_warps=4)
+    return y_MND
 
 
 def column_sum(x_MND: Tensor) -> Tensor:
