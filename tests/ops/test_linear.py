@@ -286,8 +286,7 @@ def test_what_triton_takes(as_on_a_gpu: None, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_gradcheck() -> None:
-    cpu = torch.device("cpu")
-    x, weight, bias = tensors((4, 2, 3), (2, 3, 2), (2, 2), device=cpu, dtype=torch.float64)
+    x, weight, bias = tensors((4, 2, 3), (2, 3, 2), (2, 2), device=torch.device("cpu"), dtype=torch.float64)
     leaves = [leaf.requires_grad_() for leaf in (x, weight, bias)]
     assert torch.autograd.gradcheck(grouped_linear, leaves)
     assert torch.autograd.gradcheck(linear, [x, weight[0].T, bias[0]])

@@ -1,4 +1,4 @@
-"""Linear layers as autograd functions over PyTorch's products and a kernel that sums columns; see the package.
+"""Linear layers as autograd functions over PyTorch's products and kernels for biases; see the package.
 
 All take and give one dtype.
 
