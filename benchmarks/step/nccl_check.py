@@ -314,7 +314,7 @@ trainer:
   max_epochs: 10000
   strategy:
     class_path: laser.train.strategy.TorchRecStrategy
-    init_args: {timeout_seconds: 20, save_in_background: true}
+    init_args: {timeout_seconds: 30, save_in_background: true}
   enable_progress_bar: false
   logger: [{class_path: laser.train.loggers.CSVLog}]
   callbacks:

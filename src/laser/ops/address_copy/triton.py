@@ -47,8 +47,10 @@ class AddressCopy:
         programs = [(k, first) for k, size in enumerate(sizes_K) for first in range(0, size, BLOCK)]
         places = [(tensor.data_ptr(), size) for tensor, size in zip(there, sizes_K)]
         device = self.there[0].device
+        # From page-locked memory: the host does not wait for a device that is still busy with the step before.
         self.there_K2, self.program_N2 = (
-            torch.tensor(pairs, device=device).view(-1, 2) for pairs in (places, programs)
+            torch.tensor(pairs, pin_memory=device.type == "cuda").view(-1, 2).to(device, non_blocking=True)
+            for pairs in (places, programs)
         )
 
     def sources(self, here: Sequence[Tensor]) -> list[int]:
