@@ -124,6 +124,7 @@ def test_figures_name_their_axes(committed: list[ModelRuns], packed: list[Packed
         assert axes.get_xlabel()
         assert axes.get_ylabel() or len(axes.get_yticklabels())
     assert len(drawn[4].axes[0].lines) == 85  # not those of a trial that was tested before a better one was there
+    assert [len(figure.legends) for figure in drawn[2:6]] == [1] * 4, "a legend of 18 entries covers what it names"
     costs = drawn[2].axes[0].get_legend_handles_labels()[1]
     assert "SIM: 0.25" in costs
 

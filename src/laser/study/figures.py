@@ -24,12 +24,24 @@ from laser.study.statistics import Mean, mean_over_seeds, pareto
 
 SETTINGS = {"font.size": 11, "axes.grid": True, "grid.alpha": 0.3, "lines.linewidth": 2, "axes.axisbelow": True}
 VALIDATION = "val/auc"
+INSIDE = 9
+"""Entries of a legend that the axes have room for."""
 
 
 def _axes(width: float, height: float) -> tuple[Figure, Axes]:
     with mpl.rc_context(SETTINGS):
         figure = Figure(figsize=(width, height), layout="constrained", dpi=100)
         return figure, figure.subplots()
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    """Inside, or below where it would cover what it names."""
+    handles, labels = axes.get_legend_handles_labels()
+    if len(labels) <= INSIDE:
+        axes.legend(fontsize=9)
+        return
+    figure.set_figheight(figure.get_figheight() + 0.11 * len(labels))
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=9)
 
 
 def _mark(index: int) -> dict[str, Any]:
@@ -94,7 +106,7 @@ def against_arithmetic(models: Sequence[ModelRuns]) -> Figure:
     axes.set(xscale="log", xlabel="sequence part, million multiply-accumulates a sample, as computed")
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set_ylabel("test AUC, mean and\n95 % interval over seeds")
-    axes.legend(fontsize=9)
+    _legend(figure, axes)
     return figure
 
 
@@ -108,7 +120,7 @@ def validation_against_test(models: Sequence[ModelRuns], found: Selection) -> Fi
     line = {"color": "0.45", "linestyle": "--", "linewidth": 1.5, "zorder": 1}
     axes.plot(ends, [end + shift for end in ends], label=f"validation {shift:+.4f} (mean of all runs)", **line)
     axes.set(xlabel="validation AUC of the chosen epoch, a mark for each seed", ylabel="test AUC of the same run")
-    axes.legend(fontsize=9)
+    _legend(figure, axes)
     return figure
 
 
@@ -129,7 +141,7 @@ def learning_curves(models: Sequence[ModelRuns], runs: Sequence[PackedRun]) -> F
     if not axes.lines:
         raise ValueError(f"no tested run has a curve {VALIDATION}; laser study keeps metrics.csv of runs with CSVLog")
     axes.set(xlabel="training steps (a mark at the end of each epoch)", ylabel="validation AUC, a line for each seed")
-    axes.legend(fontsize=9)
+    _legend(figure, axes)
     return figure
 
 
@@ -156,5 +168,5 @@ def tuning(found: Sequence[Trial], models: Sequence[ModelRuns]) -> Figure:
     axes.margins(x=0.1)
     seeds = max((len(one.seeds) for one in found), default=0)
     axes.set(xlabel="trial, the same for every model", ylabel=f"validation AUC, {seeds} seed{'s' * (seeds != 1)}")
-    axes.legend(fontsize=9)
+    _legend(figure, axes)
     return figure
