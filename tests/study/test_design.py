@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+import laser.study.store as store_module
 from laser.cli import main
 from laser.study.commands import make_plans
 from laser.study.design import read_study
@@ -87,11 +90,32 @@ def test_other_files_are_refused(tmp_path, capsys, content):
     assert "odd.yaml" in capsys.readouterr().err
 
 
-def test_two_studies_do_not_work_in_one_folder(tiny, write_study_yaml, tmp_path, capsys):
+def test_two_studies_do_not_work_in_one_folder(tiny, write_study_yaml, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(store_module, "PATIENCE_SECONDS", 0.5)
     path = write_study_yaml(tmp_path, tiny)
     with Store(tmp_path / "out").locked():
         assert main(["study", str(path), "--out", str(tmp_path / "out")]) == 2
     assert "another study works in" in capsys.readouterr().err
+
+
+def test_a_study_waits_for_one_that_ends(tmp_path, capsys):
+    """As one does that was told to stop."""
+    release, began = threading.Event(), time.monotonic()
+
+    def other():
+        with Store(tmp_path).locked():
+            held.set()
+            release.wait(10)
+
+    held = threading.Event()
+    thread = threading.Thread(target=other)
+    thread.start()
+    assert held.wait(10)
+    threading.Timer(1.0, release.set).start()
+    with Store(tmp_path).locked():
+        assert 1.0 <= time.monotonic() - began < 9.0
+    thread.join()
+    assert "waiting 60 s for it" in capsys.readouterr().out
 
 
 def test_gpus_are_counted_or_named_within_those_that_are_visible(monkeypatch):

@@ -18,10 +18,11 @@ import json
 import os
 import shutil
 import tarfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -35,6 +36,8 @@ LOGIT_STEPS = 256
 trained model changes by some 1e-6; ``metrics.json`` has the exact ones."""
 LOG_BYTES = 20_000
 """How much of a log's end is kept."""
+PATIENCE_SECONDS = 60.0
+"""How long a study waits for another one: one that was told to stop ends its runs first, and writes its report."""
 
 
 class Store:
@@ -156,15 +159,28 @@ class Store:
         """Be the only study that works in this folder.
 
         Raises:
-            ValueError: when another one does.
+            ValueError: when another one does, and does not end soon.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / "lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ValueError(f"another study works in {self.path}; wait for it, or give another --out") from None
+            if not _lock(file, 0.0):
+                print(f"another study works in {self.path}; waiting {PATIENCE_SECONDS:.0f} s for it", flush=True)
+                if not _lock(file, PATIENCE_SECONDS):
+                    raise ValueError(f"another study works in {self.path}; wait for it, or give another --out")
             yield
+
+
+def _lock(file: IO[str], seconds: float) -> bool:
+    """Lock a file, which may take so long; whether it was done."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() >= end:
+                return False
+            time.sleep(0.2)
 
 
 def _copy(source: Path, target: Path) -> None:
