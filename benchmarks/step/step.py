@@ -8,7 +8,8 @@ Runs `laser fit` without validation, loggers and checkpoints, then, with the mod
 - ``fit``: steps of the trainer, from the end of one to the end of the next;
 - ``forward``, ``backward``, ``optimizer``: on one batch that stays on the device, the device waited for after each;
 - ``step``: the three without waiting in between;
-- on a GPU: launches and busy time of a step, and each place where the host waited for the device.
+- on a GPU: launches and busy time of a step, each place where the host waited for the device, and ``kernels.txt``, all
+  kernels of one step in their order, by which one sees what belongs together; ``trace.json`` is for a trace viewer.
 
 Times are medians over steps with half of the range between the quartiles, in milliseconds.
 """
@@ -175,6 +176,8 @@ def on_gpu(step: Callable[[], None], out: Path) -> dict[str, Any]:
         for _ in range(repeats):
             step()
         torch.cuda.synchronize()
+    record.export_chrome_trace(str(out / "trace.json"))
+    (out / "kernels.txt").write_text(in_order(json.loads((out / "trace.json").read_text()), repeats))
     averages = record.key_averages()
     by_device = averages.table(sort_by="self_cuda_time_total", row_limit=45, max_name_column_width=90)
     by_host = averages.table(sort_by="self_cpu_time_total", row_limit=45, max_name_column_width=90)
@@ -186,6 +189,18 @@ def on_gpu(step: Callable[[], None], out: Path) -> dict[str, Any]:
     launches = sum(row.count for row in averages if "LaunchKernel" in row.key) / repeats
     count = sum(row.count for row in kernels) / repeats
     return {"device_busy_ms": round(busy, 3), "kernels": count, "launches": launches, "waits": waits(step)}
+
+
+def in_order(trace: dict[str, Any], repeats: int) -> str:
+    """Number, microseconds, name and grid (or bytes) of every kernel, copy and fill of one of some equal steps."""
+    kinds = ("kernel", "gpu_memcpy", "gpu_memset")
+    events = sorted((e for e in trace["traceEvents"] if e.get("cat") in kinds), key=lambda event: event["ts"])
+    count, middle = len(events) // repeats, repeats // 2
+    lines = []
+    for place, event in enumerate(events[middle * count : (middle + 1) * count]):
+        size = event["args"].get("grid", event["args"].get("bytes"))
+        lines.append(f"{place} {event['dur']:.1f} {event['name'][:150]} {size}")
+    return "\n".join(lines) + "\n"
 
 
 def waits(step: Callable[[], None]) -> dict[str, int]:
