@@ -116,6 +116,33 @@ def test_told_while_processes_find_each_other(prepared, tmp_path):
         time.sleep(0.05)
 
 
+LAUNCH = """
+import os, signal, subprocess
+from lightning.fabric.plugins.environments import LightningEnvironment
+from laser.train.failures import PatientLauncher
+
+class Told(PatientLauncher):
+    def _call_children_scripts(self):
+        child = subprocess.Popen(["sleep", "600"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        print(child.pid, flush=True)
+        os.kill(os.getpid(), signal.SIGTERM)
+        self.procs = [child]
+
+Told(lambda: None, LightningEnvironment(), 2, 1).launch(lambda: print("trains"))
+"""
+
+
+def test_told_before_it_knows_what_it_started():
+    """The signal comes between the start of the other process and its being noted."""
+    done = subprocess.run([sys.executable, "-c", LAUNCH], env=environment(), capture_output=True, text=True, timeout=60)
+    assert done.returncode == -signal.SIGTERM, done.stderr[-3000:]
+    (child,) = done.stdout.split()
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{child}").exists():
+        assert time.monotonic() < deadline, "the other process was left"
+        time.sleep(0.05)
+
+
 @pytest.mark.parametrize("devices", [1, 2])
 def test_a_run_that_was_ended_is_not_taken_for_a_complete_one(prepared, tmp_path, devices):
     (tmp_path / "told.py").write_text(f"""

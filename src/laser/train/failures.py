@@ -85,6 +85,7 @@ class PatientLauncher(_SubprocessScriptLauncher):
     ) -> None:
         super().__init__(cluster_environment, num_processes, num_nodes)
         self.leave_if_lost = leave_if_lost
+        self.starting, self.told = True, False
 
     def launch(self, function: Callable, *args: Any, trainer: Any = None, **kwargs: Any) -> Any:
         """Start the other processes, if nobody else does, and run ``function`` in this one.
@@ -93,16 +94,22 @@ class PatientLauncher(_SubprocessScriptLauncher):
         """
         self.cluster_environment.validate_settings(num_devices=self.num_processes, num_nodes=self.num_nodes)
         if not self.cluster_environment.creates_processes_externally:
-            self._call_children_scripts()
-            PatientObserver(self.leave_if_lost, os.getpid(), self.procs).start()
             in_main_thread = threading.current_thread() is threading.main_thread()  # no other may catch signals
             if in_main_thread and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
                 signal.signal(signal.SIGTERM, self._end_with_launched)
+            self._call_children_scripts()
+            self.starting = False
+            if self.told:
+                self._end_with_launched(signal.SIGTERM, None)
+            PatientObserver(self.leave_if_lost, os.getpid(), self.procs).start()
         _set_num_threads_if_needed(num_processes=self.num_processes)
         return function(*args, **kwargs)
 
     def _end_with_launched(self, number: int, _frame: Any) -> None:
         """End as a process that does not catch the signal, and the others, which would wait for this one."""
+        if self.starting:  # one of them may not be among ``procs`` yet
+            self.told = True
+            return
         self.kill(signal.Signals(number))
         self.leave_signals()
         os.kill(os.getpid(), number)
