@@ -15,6 +15,7 @@ from harness import (
     compare,
     gather_inputs,
     offsets,
+    same_when_replayed,
 )
 from torch import Tensor
 
@@ -260,20 +261,7 @@ def check_recorded_residual() -> dict:
             y = residual_norm(*leaves)
         return [y, *torch.autograd.grad(y.mean(1).square().sum(), leaves)]
 
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        step()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        recorded = step()
-    with torch.no_grad():
-        for leaf in leaves:
-            leaf.normal_()
-    graph.replay()
-    same = [torch.equal(one, other) for one, other in zip(recorded, step(), strict=True)]
-    return {"ok": all(same), "same": same}
+    return same_when_replayed(step, leaves)
 
 
 def correctness(report: Report) -> None:

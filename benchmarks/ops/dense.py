@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from harness import CASES, CUDA, DEVICE, Report, compare, timed
+from harness import CASES, CUDA, DEVICE, Report, compare, same_when_replayed, timed
 from torch import Tensor
 
 from laser.ops.linear import grouped_linear, linear, naive, side_by_side
@@ -86,20 +86,7 @@ def check_recorded() -> dict:
             y = side_by_side([[y], [y]], [other, other], [bias, bias])[:, 64:] + linear(y, other, bias)
         return [y, *torch.autograd.grad(y, [x, weight, bias, other], d.detach().to(y.dtype))]
 
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        step()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        recorded = step()
-    with torch.no_grad():
-        for leaf in (x, weight, bias, other):
-            leaf.normal_()
-    graph.replay()
-    same = [torch.equal(one, two) for one, two in zip(recorded, step(), strict=True)]
-    return {"ok": all(same), "same": same}
+    return same_when_replayed(step, [x, weight, bias, other])
 
 
 def correctness(report: Report) -> None:

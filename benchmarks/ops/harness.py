@@ -90,6 +90,24 @@ def compare(fast: Callable, naive: Callable, inputs: list[Tensor], names: list[s
     return {"ok": not result, "error_over_allowed": worst, **result}
 
 
+def same_when_replayed(step: Callable[[], list[Tensor]], leaves: list[Tensor]) -> dict:
+    """A step recorded in a CUDA graph and replayed on other values: the bits of one that is called."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        recorded = step()
+    with torch.no_grad():
+        for leaf in leaves:
+            leaf.normal_()
+    graph.replay()
+    same = [torch.equal(one, other) for one, other in zip(recorded, step(), strict=True)]
+    return {"ok": all(same), "same": same}
+
+
 def milliseconds(work: Callable[[], object], calls: int = 1, repeats: int = 20) -> tuple[float, float]:
     """Median and half the interquartile range of one of ``calls`` calls in a row."""
     for _ in range(3 if CUDA else 1):
