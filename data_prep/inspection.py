@@ -102,9 +102,14 @@ class Names:
 
 
 def _read(path: Path, key: str, values: np.ndarray, columns: list[str]) -> pa.Table:
-    """Rows whose ``key`` is among sorted values, in the order of the key."""
+    """Rows whose ``key`` is among sorted values, in the order of the key.
+
+    The filter gets a copy of the values: one of Arrow's threads may let go of it when Python has already begun to
+    end, and letting go of NumPy's memory then aborts the process.
+    """
+    copied = pa.array(values.tolist(), pa.from_numpy_dtype(values.dtype))
     try:
-        found = pq.read_table(path, columns=columns, filters=pc.field(key).isin(pa.array(values)))
+        found = pq.read_table(path, columns=columns, filters=pc.field(key).isin(copied))
     except FileNotFoundError:
         raise ValueError(f"{path} is missing; {CURE}") from None
     return found.sort_by(key)
