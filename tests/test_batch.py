@@ -7,14 +7,16 @@ import torch
 
 from laser.batch import Batch
 
-TENSORS = ["off_U1", "age_T", "history_of_B", "label_B", "user_B", "timestamp_B", "row_B", "history_key_U"]
+TENSORS = ["item_of_T", "off_U1", "age_T", "history_of_B", "label_B", "user_B", "timestamp_B", "row_B", "history_key_U"]
 
 
 @pytest.fixture
 def batch() -> Batch:
     """The drawing of the module's docstring: three samples of two histories."""
     return Batch(
-        history={"item": torch.tensor([1, 2, 3, 4, 5]), "tags": torch.arange(10).reshape(5, 2)},
+        items={"item": torch.tensor([1, 2, 3]), "tags": torch.arange(6).reshape(3, 2)},
+        item_of_T=torch.tensor([1, 0, 1, 2, 1], dtype=torch.int32),
+        history={"action": torch.tensor([1, 2, 2, 2, 1])},
         off_U1=torch.tensor([0, 2, 5]),
         age_T=torch.tensor([2.0, 1.0, 3.0, 2.0, 1.0]),
         history_of_B=torch.tensor([0, 1, 1]),
@@ -27,12 +29,12 @@ def batch() -> Batch:
         history_key_U=torch.tensor([-1, 1]),
         step=3,
         global_size=6,
-        distinct={"item": torch.tensor([1, 2, 7, 8, 9])},
-        place={"item": torch.tensor([0, 1, 1, 0, 1, 2, 3, 4], dtype=torch.int32)},
+        distinct={"item": torch.tensor([1, 2, 3, 7, 8, 9])},
+        place={"item": torch.tensor([0, 1, 2, 3, 4, 5], dtype=torch.int32)},
     )
 
 
-DICTS = ("history", "target", "context", "distinct", "place")
+DICTS = ("items", "history", "target", "context", "distinct", "place")
 
 
 def tensors(batch: Batch) -> dict[str, torch.Tensor]:

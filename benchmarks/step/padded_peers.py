@@ -45,9 +45,10 @@ def padded(batch: Batch, length: int) -> PaddedBatch:
     rank_L = torch.arange(length - 1, -1, -1, device=batch.off_U1.device)
     live_BL = rank_L < batch.off_U1.diff()[batch.history_of_B][:, None]
     event_BL = torch.where(live_BL, batch.off_U1[1:][batch.history_of_B][:, None] - 1 - rank_L, 0)
-    history = [(ids_T + 1)[event_BL] * live_BL for ids_T in batch.history.values()]
+    by_event = batch.by_event().history
+    history = [(ids_T + 1)[event_BL] * live_BL for ids_T in by_event.values()]
     none_B = torch.zeros_like(batch.history_of_B)
-    target = [batch.target[name] + 1 if name in batch.target else none_B for name in batch.history]
+    target = [batch.target[name] + 1 if name in batch.target else none_B for name in by_event]
     context_B = next(iter(batch.context.values())) + 1
     return PaddedBatch(torch.stack(history), live_BL.float(), torch.stack(target), context_B, batch.label_B)
 

@@ -65,12 +65,17 @@ def make_batch(
 
     total, samples = int(lengths_U.sum()), len(lengths_U) * candidates
     order_U = torch.arange(len(lengths_U))
-    history = {feature.name: ids(feature, total) for feature in schema.history}
+    item_I, item_of_T = ids(schema.item, total).unique(return_inverse=True)
+    side = {feature.name: ids(feature, len(item_I)) for feature in schema.of_kind(Kind.ITEM_SIDE)}
+    items = {schema.item.name: item_I} | side
+    history = {feature.name: ids(feature, total) for feature in schema.of_kind(Kind.EVENT_SIDE)}
     target = {feature.name: ids(feature, samples) for feature in schema.target}
     context = {feature.name: ids(feature, samples) for feature in schema.context}
-    fields = [{name: values.numpy() for name, values in group.items()} for group in (history, target, context)]
+    fields = [{name: values.numpy() for name, values in group.items()} for group in (items | history, target, context)]
     distinct, place = distinct_ids(schema, *fields)  # as the loader's threads do
     return Batch(
+        items=items,
+        item_of_T=item_of_T.int(),
         history=history,
         off_U1=torch.cat([torch.zeros(1, dtype=torch.int64), lengths_U.cumsum(0)]),
         age_T=torch.rand(total, generator=generator) * 1e6 + 1,

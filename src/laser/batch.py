@@ -1,14 +1,19 @@
 """One training batch: jagged histories, the samples that point into them, and their labels.
 
-Legend of shape suffixes: B samples; U distinct histories (one per user and time); T history events, packed;
-K values of a multi-valued feature.
+Legend of shape suffixes: B samples; U distinct histories (one per user and time); T history events, packed; I distinct
+items of all histories; K values of a multi-valued feature.
 
 Three samples of two distinct histories, of 2 and 3 events, oldest event first::
 
-    history["item"]   [ a  b | c  d  e ]      T = 5
+    history["action"] [ p  q | q  q  p ]      T = 5
+    item_of_T         [ 1  0 | 1  2  1 ]
+    items["item"]     [ a, b, c ]             I = 3
+    items["genre"]    [ f, g, f ]
     off_U1            [ 0      2        5 ]   U + 1 offsets
     history_of_B      [ 0, 1, 1 ]             samples 1 and 2 share a history
     target["item"]    [ x, y, z ]             B = 3
+
+What is known about an item is the same in all of its events, so it is there once an item, not once an event.
 """
 
 from __future__ import annotations
@@ -25,12 +30,13 @@ from torch import Tensor
 class Batch:
     """Tensors of one step on one device.
 
-    Invariants: ``off_U1[0] == 0``, ``off_U1[-1] == T``, offsets do not fall; ``0 <= history_of_B < U``; every id is in
-    ``[0, cardinality)``; ``age_T > 0`` (an event at the sample's own time is not history). B, U and T may be 0.
+    Invariants: ``off_U1[0] == 0``, ``off_U1[-1] == T``, offsets do not fall; ``0 <= history_of_B < U``;
+    ``0 <= item_of_T < I``; every id is in ``[0, cardinality)``; ``age_T > 0`` (an event at the sample's own time is not
+    history). B, U, T and I may be 0.
     """
 
     history: dict[str, Tensor]
-    """Per history field int64 ids, [T] or [T, K]: item, item side info, event side info."""
+    """Per history field int64 ids, [T] or [T, K]: event side info, and all about the items when ``items`` is empty."""
     off_U1: Tensor
     """int64 offsets of the histories, [U + 1]."""
     age_T: Tensor
@@ -56,11 +62,15 @@ class Batch:
     """Position of this batch in the run (epochs times batches an epoch, plus position)."""
     global_size: int
     """Samples of this step over all processes; the loss is a mean over them."""
+    items: dict[str, Tensor] = field(default_factory=dict)
+    """Per item field int64 ids, [I] or [I, K]: item, item side info. Empty: the history has them, event by event."""
+    item_of_T: Tensor | None = None
+    """int32 index of each event's item; ``None`` when ``items`` is empty."""
     distinct: dict[str, Tensor] = field(default_factory=dict)
     """Per table int64 ids that the batch looks up, each once, ascending. Empty: the model finds them itself."""
     place: dict[str, Tensor] = field(default_factory=dict)
-    """Per table int32 positions in ``distinct`` of all its ids: fields of history, target, context, in schema order,
-    each flattened."""
+    """Per table int32 positions in ``distinct`` of all its ids: fields of items, history, target, context, in schema
+    order, each flattened."""
     on_host: tuple[Tensor, Tensor] | None = None
     """``off_U1`` and ``history_of_B`` in host memory, where ``to`` left them: sizes are read there without waiting for
     a device."""
@@ -74,6 +84,17 @@ class Batch:
     def num_histories(self) -> int:
         """U."""
         return self.off_U1.shape[0] - 1
+
+    def event_ids(self, name: str) -> Tensor:
+        """Ids of any history field, event by event, [T] or [T, K]."""
+        if self.item_of_T is None or name not in self.items:
+            return self.history[name]
+        return self.items[name][self.item_of_T]
+
+    def by_event(self) -> Batch:
+        """The same batch with all fields event by event and without distinct ids, for a choice of its events."""
+        history = {name: self.event_ids(name) for name in (*self.items, *self.history)}
+        return replace(self, history=history, items={}, item_of_T=None, distinct={}, place={}, distinct_on_host={})
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
         """A batch with ``function`` applied to every tensor."""

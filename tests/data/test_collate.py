@@ -57,10 +57,10 @@ def test_batch_equals_the_raw_log(data, log, items, max_history, split):
         own = slice(int(batch.off_U1[u]), int(batch.off_U1[u + 1]))
         events = past(log, sample["user"], sample["timestamp"], max_history)
         lengths.add(len(events))
-        assert batch.history["item"][own].tolist() == [e["item"] for e in events]
-        assert batch.history["rating"][own].tolist() == [e["rating"] for e in events]
-        assert batch.history["category"][own].tolist() == [items[e["item"]]["category"] for e in events]
-        assert batch.history["tags"][own].tolist() == [items[e["item"]]["tags"] for e in events]
+        assert batch.event_ids("item")[own].tolist() == [e["item"] for e in events]
+        assert batch.event_ids("rating")[own].tolist() == [e["rating"] for e in events]
+        assert batch.event_ids("category")[own].tolist() == [items[e["item"]]["category"] for e in events]
+        assert batch.event_ids("tags")[own].tolist() == [items[e["item"]]["tags"] for e in events]
         assert batch.age_T[own].tolist() == [sample["timestamp"] - e["timestamp"] for e in events]
         assert {name: ids[b].tolist() for name, ids in batch.target.items()} == {
             name: items[sample["item"]][name] for name in ("item", "category", "tags")
@@ -81,7 +81,9 @@ def test_types(data):
     for name, value in vars(batch).items():
         for tensor in value.values() if isinstance(value, dict) else [value]:
             if isinstance(tensor, torch.Tensor):
-                expected = torch.float32 if name in floats else torch.int32 if name == "place" else torch.int64
+                expected = (
+                    torch.float32 if name in floats else torch.int32 if name in ("place", "item_of_T") else torch.int64
+                )
                 assert tensor.dtype == expected, name
                 assert tensor.is_contiguous(), name
 
@@ -108,8 +110,8 @@ def test_ties_are_not_history(data):
 def test_no_samples(data):
     batch = batch_of(data, np.array([], np.int64), 5)
     assert (len(batch), batch.num_histories, batch.off_U1.tolist()) == (0, 0, [0])
-    assert batch.history["tags"].shape == batch.target["tags"].shape == (0, 3)
-    assert batch.history["item"].shape == batch.age_T.shape == batch.context["device"].shape == (0,)
+    assert batch.event_ids("tags").shape == batch.target["tags"].shape == (0, 3)
+    assert batch.event_ids("item").shape == batch.age_T.shape == batch.context["device"].shape == (0,)
 
 
 def test_only_users_without_events(data):

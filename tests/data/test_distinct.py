@@ -27,7 +27,11 @@ def test_batches_carry_them(prepared):
         batch = Collator(data, 20)(data.split("train").take(rows), rows, step=0, global_size=40)
     schema = data.schema
     for table in schema.tables:
-        sources = ((schema.history, batch.history), (schema.target, batch.target), (schema.context, batch.context))
+        sources = (
+            (schema.history, batch.items | batch.history),
+            (schema.target, batch.target),
+            (schema.context, batch.context),
+        )
         ids = [values[f.name].flatten() for features, values in sources for f in features if f.table == table]
         if ids:
             found = batch.distinct[table][batch.place[table].long()]

@@ -107,7 +107,7 @@ def samples_of(batch: Batch) -> list[tuple]:
     found = []
     for b, u in enumerate(batch.history_of_B.tolist()):
         own = slice(int(batch.off_U1[u]), int(batch.off_U1[u + 1]))
-        history = {name: ids[own].tolist() for name, ids in batch.history.items()}
+        history = {name: ids[own].tolist() for name, ids in batch.by_event().history.items()}
         target = {name: ids[b].tolist() for name, ids in (batch.target | batch.context).items()}
         found.append((history, batch.age_T[own].tolist(), int(batch.history_key_U[u]), target))
     return found

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from laser.data import lookups as module
+from laser.data import distinct as module
 from laser.data.collate import Requests, assemble
 from laser.data.distinct import distinct_ids
 from laser.data.samples import Samples
@@ -86,12 +86,17 @@ class Parts:
 
 def assert_right(parts: Parts) -> None:
     batch, fields = parts.batch(), parts.fields()
-    for part, wanted in zip((batch.history, batch.target, batch.context), fields, strict=True):
+    item_I, item_of_T = np.unique(parts.events["item"].astype(np.int64), return_inverse=True)
+    assert batch.items["item"].tolist() == item_I.tolist()
+    assert batch.item_of_T is not None
+    assert batch.item_of_T.tolist() == item_of_T.tolist()
+    for part, wanted in zip((batch.by_event().history, batch.target, batch.context), fields, strict=True):
         assert list(part) == list(wanted)
         for name, values in wanted.items():
             assert part[name].dtype == torch.int64
             assert np.array_equal(part[name].numpy(), values.astype(np.int64)), name
-    distinct, place = distinct_ids(parts.schema, *fields)
+    by_item = {name: ids.numpy() for name, ids in (batch.items | batch.history).items()}
+    distinct, place = distinct_ids(parts.schema, by_item, *fields[1:])
     for found, wanted in ((batch.distinct, distinct), (batch.place, place)):
         assert set(found) == set(wanted)
         for table, values in wanted.items():

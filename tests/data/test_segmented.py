@@ -65,7 +65,7 @@ def test_segments_are_those_of_segmented_attention(data):
     view = segmented_histories(data, samples.user_N[rows], samples.timestamp_N[rows], width=7, max_history=50)
     vector = torch.from_numpy(np.random.default_rng(5).normal(size=(data.schema.item.cardinality, 6)))
     pooled_GHD, seg_off_B1 = segmented_target_attention(
-        vector[batch.history["item"]],
+        vector[batch.event_ids("item")],
         batch.off_U1,
         torch.zeros(40, 1, 6, dtype=torch.float64),
         torch.full((1,), 100.0, dtype=torch.float64),

@@ -62,7 +62,7 @@ def test_there_are_fields_of_several_dtypes_and_values(packed):
     """What the test above would otherwise not see."""
     batch = packed.batch()
     assert {tensor.dtype for tensor in tensors(batch)} == {torch.int64, torch.int32, torch.float32}
-    assert any(ids.dim() == 2 for ids in batch.history.values())
+    assert any(ids.dim() == 2 for ids in batch.items.values())
 
 
 def test_tensors_of_all_sizes_share_no_bytes():

@@ -1,18 +1,22 @@
 """Schemas and batches for the model's tests.
 
-Legend of shape suffixes: B samples; U distinct histories; T history events, packed; K values of a multi-valued feature.
+Legend of shape suffixes: B samples; U distinct histories; T history events, packed; I distinct items of them; K values
+of a multi-valued feature.
 """
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 from laser.batch import Batch
+from laser.data.distinct import distinct_ids
 from laser.schema import Feature, Kind, Schema
 
 AWKWARD_LENGTHS = [0, 1, 9, 10, 11, 63, 0, 40]
@@ -81,6 +85,24 @@ def random_batch(schema: Schema, lengths: list[int], samples: list[int], *, seed
     )
 
 
+def loaded(schema: Schema, batch: Batch) -> Batch:
+    """A batch in the loader's form: some of its items by item, so that other events have them, and its distinct ids."""
+    events = len(batch.age_T)
+    items = -(-events // 3)
+    by_item = {f.name: batch.history[f.name][:items] for f in schema.target if f.table}
+    of_events = {name: ids for name, ids in batch.history.items() if name not in by_item}
+    groups = (by_item | of_events, batch.target, batch.context)
+    distinct, place = distinct_ids(schema, *({name: ids.numpy() for name, ids in group.items()} for group in groups))
+    return replace(
+        batch,
+        items=by_item,
+        item_of_T=(7 * torch.arange(events) % max(1, items)).int(),
+        history=of_events,
+        distinct={name: torch.from_numpy(ids) for name, ids in distinct.items()},
+        place={name: torch.from_numpy(ids) for name, ids in place.items()},
+    )
+
+
 def choose(batch: Batch, rows: list[int]) -> Batch:
     """The given samples of a batch with a copy of the history for each, as another process would hold them."""
     histories = batch.history_of_B[rows].tolist()
@@ -116,6 +138,12 @@ def schema() -> Schema:
 @pytest.fixture
 def make_batch() -> Callable[..., Batch]:
     return random_batch
+
+
+@pytest.fixture
+def as_loaded(schema: Schema) -> Callable[[Batch], Batch]:
+    """``as_loaded(batch)``, whose history differs from that of ``batch``."""
+    return partial(loaded, schema)
 
 
 @pytest.fixture

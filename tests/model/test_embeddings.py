@@ -33,7 +33,7 @@ def naive(embeddings, feature, ids):
 
 
 def vectors(out) -> torch.Tensor:
-    return torch.cat([found.vectors() for found in out.history], -1)
+    return torch.cat([found.vectors() for found in out.items + out.history], -1)
 
 
 def with_distinct(schema, batch):

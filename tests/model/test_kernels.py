@@ -31,12 +31,12 @@ OPTIONS = {
     ids=str,
 )
 def test_the_model_through_all_kernels(
-    schema: Any, make_batch: Any, scatter: Any, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+    make_batch: Any, as_loaded: Any, scatter: Any, schema: Any, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
     torch.manual_seed(0)
     plain = scatter(Laser(schema, **{**OPTIONS, **options})).train()
     through = copy.deepcopy(plain)
-    batch = make_batch(schema, [0, 1, 9, 30, 11], [3, 0, 1, 2, 3, 4, 4, 3])
+    batch = as_loaded(make_batch(schema, [0, 1, 9, 30, 11], [3, 0, 1, 2, 3, 4, 4, 3]))
 
     def run(network: Laser) -> dict[str, torch.Tensor]:
         logit_B = network(batch).logit_B

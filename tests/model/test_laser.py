@@ -153,7 +153,7 @@ def test_gates_are_those_of_the_paper_form(schema, batch):
     gates, lengths_B = output.gates, batch.off_U1.diff()[batch.history_of_B]
     assert gates.event_off_B1.tolist() == [0, *lengths_B.cumsum(0).tolist()]
     embedded = model.embeddings(batch)
-    x_TD, target_BD = model._events(embedded.history, batch), model.target(embedded.target_BE)
+    x_TD, target_BD = model._events(embedded, batch), model.target(embedded.target_BE)
     heads = model.sta.heads
     for b, u in enumerate(batch.history_of_B.tolist()):
         x_LD = x_TD[batch.off_U1[u] : batch.off_U1[u + 1]]

@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from laser.data.distinct import distinct_ids
 from laser.model.fixed_batch import FILLERS, Room, filled_offsets
 from laser.model.flat import Flat
 from laser.model.laser import Laser
@@ -44,17 +43,6 @@ SIZES = [
 MATCH = {"match": {"item": "item", "genre": "shelf"}, "match_newest": 4}
 
 
-def with_distinct(schema, batch):
-    """The batch as the loader gives it."""
-    fields = [
-        {name: ids.numpy() for name, ids in part.items()} for part in (batch.history, batch.target, batch.context)
-    ]
-    distinct, place = distinct_ids(schema, *fields)
-    batch.distinct = {name: torch.from_numpy(ids) for name, ids in distinct.items()}
-    batch.place = {name: torch.from_numpy(ids) for name, ids in place.items()}
-    return batch
-
-
 def parts(network):
     tables = {name: p for name, p in network.named_parameters() if ".collections." in name}
     return tables, {name: p for name, p in network.named_parameters() if name not in tables}
@@ -80,14 +68,14 @@ def results(call, network, batch):
     ],
     ids=str,
 )
-def test_recorded_equals_the_network(schema, make_batch, scatter, options):
+def test_recorded_equals_the_network(schema, make_batch, scatter, options, as_loaded):
     torch.manual_seed(0)
     network = scatter(Laser(schema, **{**OPTIONS, **options})).to(DEVICE).train()
     assert network.recordable
     plain = copy.deepcopy(network)
     recorded = RecordedNetwork(network, list(parts(network)[1].values()))
     for step, (lengths, samples) in enumerate(SIZES):
-        batch = with_distinct(schema, make_batch(schema, lengths, samples, seed=step, step=step)).to(DEVICE)
+        batch = as_loaded(make_batch(schema, lengths, samples, seed=step, step=step)).to(DEVICE)
         expected_B, expected = results(plain, plain, batch)
         found_B, found = results(recorded, network, batch)
         torch.testing.assert_close(found_B, expected_B, rtol=1e-4, atol=1e-5)
@@ -100,7 +88,7 @@ def test_recorded_equals_the_network(schema, make_batch, scatter, options):
     assert 2 <= recorded.recordings <= len(SIZES) - 2
 
 
-def test_autocast_is_for_the_forward_pass(schema, make_batch, scatter):
+def test_autocast_is_for_the_forward_pass(schema, make_batch, scatter, as_loaded):
     """A step is recorded while autocast is on; its gradients are those of a backward pass without.
 
     With a GPU both are of one recording.
@@ -108,7 +96,7 @@ def test_autocast_is_for_the_forward_pass(schema, make_batch, scatter):
     torch.manual_seed(0)
     network = scatter(Laser(schema, **OPTIONS)).to(DEVICE).train()
     recorded = RecordedNetwork(network, list(parts(network)[1].values()))
-    batch = with_distinct(schema, make_batch(schema, [9, 0, 30, 5], [0, 1, 2, 3])).to(DEVICE)
+    batch = as_loaded(make_batch(schema, [9, 0, 30, 5], [0, 1, 2, 3])).to(DEVICE)
     gradients = []
     for within in (True, False):
         with torch.autocast(DEVICE.type, torch.bfloat16, cache_enabled=False):
@@ -121,14 +109,14 @@ def test_autocast_is_for_the_forward_pass(schema, make_batch, scatter):
 
 
 @pytest.mark.parametrize("options", [{}, {**MATCH, "match_gate": True}, {"head": "tokenmixer_large"}], ids=str)
-def test_under_autocast_equals_the_network(schema, make_batch, scatter, options):
+def test_under_autocast_equals_the_network(schema, make_batch, scatter, options, as_loaded):
     """Also where weights are copied together: on a CPU, the products of which autocast makes are the same."""
     torch.manual_seed(0)
     network = scatter(Laser(schema, **{**OPTIONS, **options})).to(DEVICE).train()
     plain = copy.deepcopy(network)
     recorded = RecordedNetwork(network, list(parts(network)[1].values()))
     for step, (lengths, samples) in enumerate(SIZES[:3]):
-        batch = with_distinct(schema, make_batch(schema, lengths, samples, seed=step, step=step)).to(DEVICE)
+        batch = as_loaded(make_batch(schema, lengths, samples, seed=step, step=step)).to(DEVICE)
         answers = []
         for call, net, half in ((plain, plain, True), (recorded, network, True), (plain, plain, False)):
             net.zero_grad()
@@ -157,7 +145,7 @@ def _copied(recorded):
     return [recorded.parameters[place] for place in recorded.copies.copies]
 
 
-def test_steps_with_all_gradients_in_one_tensor(schema, make_batch, scatter):
+def test_steps_with_all_gradients_in_one_tensor(schema, make_batch, scatter, as_loaded):
     """And with gradients of their own, where a batch is not replayed."""
     torch.manual_seed(0)
     network = scatter(Laser(schema, **{**OPTIONS, **MATCH})).to(DEVICE).train()
@@ -168,7 +156,7 @@ def test_steps_with_all_gradients_in_one_tensor(schema, make_batch, scatter):
     adam = torch.optim.Adam(parts(plain)[1].values(), fused=True, **options)
     ways = set()
     for step, (lengths, samples) in enumerate(size for size in SIZES if size[1]):
-        batch = with_distinct(schema, make_batch(schema, lengths, samples, seed=step, step=step)).to(DEVICE)
+        batch = as_loaded(make_batch(schema, lengths, samples, seed=step, step=step)).to(DEVICE)
         results(plain, plain, batch)
         results(recorded, network, batch)
         ways.add(recorded.flat_gradients() is None)
@@ -182,7 +170,7 @@ def test_steps_with_all_gradients_in_one_tensor(schema, make_batch, scatter):
     assert recorded.recordings < len(SIZES)  # addresses of parameters stay
 
 
-def test_gradients_that_nobody_forgets(schema, make_batch, scatter):
+def test_gradients_that_nobody_forgets(schema, make_batch, scatter, as_loaded):
     """Neither is a replayed step's added to those before, nor another's to those of a replayed one."""
     torch.manual_seed(0)
     network = scatter(Laser(schema, **{**OPTIONS, **MATCH})).to(DEVICE).train()
@@ -193,7 +181,7 @@ def test_gradients_that_nobody_forgets(schema, make_batch, scatter):
     )
     ways = []
     for step, (lengths, samples) in enumerate(SIZES):
-        batch = with_distinct(schema, make_batch(schema, lengths, samples, seed=step, step=step)).to(DEVICE)
+        batch = as_loaded(make_batch(schema, lengths, samples, seed=step, step=step)).to(DEVICE)
         _, expected = results(plain, plain, batch)
         logit_B = recorded(batch).logit_B
         optimizer.zero_grad()  # between the two passes, as Lightning does
@@ -208,11 +196,11 @@ def test_gradients_that_nobody_forgets(schema, make_batch, scatter):
     assert ways == [False] * 4 + [True] * 2 + [False]
 
 
-def test_parameters_that_move_are_noticed(schema, make_batch):
+def test_parameters_that_move_are_noticed(schema, make_batch, as_loaded):
     """All of them or one alone: what is recorded reads them where they were."""
     network = Laser(schema, **OPTIONS).to(DEVICE).train()
     recorded = RecordedNetwork(network, list(parts(network)[1].values()))
-    batch = with_distinct(schema, make_batch(schema, [9, 4], [0, 1])).to(DEVICE)
+    batch = as_loaded(make_batch(schema, [9, 4], [0, 1])).to(DEVICE)
 
     def recordings():
         with torch.autocast(DEVICE.type, torch.bfloat16):
@@ -242,12 +230,10 @@ def test_what_cannot_be_recorded_says_so(schema):
     assert not Laser(schema, **{**OPTIONS, "recency": "both"}).recordable
 
 
-def test_sizes_are_kept_for_a_resumed_run(schema, make_batch):
+def test_sizes_are_kept_for_a_resumed_run(schema, make_batch, as_loaded):
     network = Laser(schema, **OPTIONS).to(DEVICE).train()
     first, second = (RecordedNetwork(network, list(parts(network)[1].values())) for _ in range(2))
-    large, small = (
-        with_distinct(schema, make_batch(schema, lengths, [0, 1])).to(DEVICE) for lengths in ([40, 9], [5, 6])
-    )
+    large, small = (as_loaded(make_batch(schema, lengths, [0, 1])).to(DEVICE) for lengths in ([40, 9], [5, 6]))
     first(large), first(small)
     second.room = Room.restored(json.loads(json.dumps(first.room.stored())))
     second(small)
@@ -255,14 +241,15 @@ def test_sizes_are_kept_for_a_resumed_run(schema, make_batch):
     assert second.fixed.batch.age_T.shape == first.fixed.batch.age_T.shape
 
 
-def test_nothing_of_an_earlier_batch_is_left(schema, make_batch):
+def test_nothing_of_an_earlier_batch_is_left(schema, make_batch, as_loaded):
     """How sums are grouped would depend on it, and a resumed run would round otherwise."""
     network = Laser(schema, **OPTIONS).to(DEVICE).train()
     recorded = RecordedNetwork(network, list(parts(network)[1].values()))
-    recorded(with_distinct(schema, make_batch(schema, [40, 9], [0, 1])).to(DEVICE))
-    recorded(with_distinct(schema, make_batch(schema, [5], [0])).to(DEVICE))
+    recorded(as_loaded(make_batch(schema, [40, 9], [0, 1])).to(DEVICE))
+    recorded(as_loaded(make_batch(schema, [5], [0])).to(DEVICE))
     fixed = recorded.fixed.batch
-    assert not any(ids[5:].any() for ids in (*fixed.history.values(), fixed.age_T))
+    assert not any(ids[5:].any() for ids in (*fixed.history.values(), fixed.age_T, fixed.item_of_T))
+    assert not any(ids[2:].any() for ids in fixed.items.values())
     assert not any(ids[1:].any() for ids in (*fixed.target.values(), fixed.row_B))
     there = network.embeddings.numbers_of_ids(fixed)
     events = [part for name, ids in fixed.place.items() for part in ids.split(there[name]) if len(part) >= 49]
@@ -270,13 +257,13 @@ def test_nothing_of_an_earlier_batch_is_left(schema, make_batch):
     assert not any(part[15:].any() for part in events)
 
 
-def test_a_batch_comes_by_addresses_as_by_copies(schema, make_batch, scatter, monkeypatch):
+def test_a_batch_comes_by_addresses_as_by_copies(schema, make_batch, scatter, monkeypatch, as_loaded):
     """As on a GPU: the copies are part of what is recorded."""
     torch.manual_seed(0)
     network = scatter(Laser(schema, **OPTIONS)).to(DEVICE).train()
     copied, addressed = (RecordedNetwork(network, list(parts(network)[1].values())) for _ in range(2))
     for step, (lengths, samples) in enumerate(size for size in SIZES if size[1]):
-        batch = with_distinct(schema, make_batch(schema, lengths, samples, seed=step, step=step)).to(DEVICE)
+        batch = as_loaded(make_batch(schema, lengths, samples, seed=step, step=step)).to(DEVICE)
         monkeypatch.setattr("laser.model.fixed_batch.use_triton", lambda _: False)
         expected_B, expected = results(copied, network, batch)
         monkeypatch.setattr("laser.model.fixed_batch.use_triton", lambda _: True)

@@ -45,7 +45,7 @@ def trained(schema, **options) -> Laser:
 
 
 def event_vectors(embedded) -> torch.Tensor:
-    return torch.cat([found.vectors() for found in embedded.history], dim=-1)
+    return torch.cat([found.vectors() for found in embedded.items + embedded.history], dim=-1)
 
 
 def one_history(batch, length: int, samples: int):

@@ -66,10 +66,11 @@ def test_the_candidates_of_a_request_share_one_history_from_store_to_kernel(data
 
     monkeypatch.setattr(sta, "segmented_target_attention", watched)
     model, batch = small(data), grouped[3]
-    looked_up = [len(found.index) for found in model.embeddings(batch).history]
+    embedded = model.embeddings(batch)
     model(batch)
     events = int(batch.off_U1[-1])
-    assert looked_up == [events] * len(looked_up)
+    assert {len(found.index) for found in embedded.history} == {events}
+    assert {len(found.index) for found in embedded.items} == {int(batch.event_ids("item").unique().numel())}
     assert seen["events"][0] == events < int(batch.off_U1.diff()[batch.history_of_B].sum())
     assert (seen["samples"][0], seen["histories"][0]) == (len(batch), batch.num_histories)
     assert seen["shared"][0] > 1

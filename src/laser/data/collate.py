@@ -11,6 +11,7 @@ import numpy as np
 
 from laser.batch import Batch
 from laser.data.columns import check_ids
+from laser.data.distinct import DistinctItems
 from laser.data.lookups import INT32, INT64, Lookups, Source, event_sources, item_sources
 from laser.data.packed import Form, Memory, Packed, plain_memory
 from laser.data.prepared import PreparedData
@@ -108,8 +109,12 @@ def assemble(
         ValueError: when an event has an id that the schema does not allow.
     """
     events = requests.events
+    chosen = DistinctItems(events[schema.item.name], schema.item.cardinality or 0)
+    if not chosen.sound:
+        check_ids(chosen.item_T, schema.item, requests.source)
     sources = {
-        "history": event_sources(schema, items, events),
+        "items": item_sources(schema, items, chosen.item_I),
+        "history": event_sources(schema, events),
         "target": item_sources(schema, items, samples.item_N),
         "context": [Source(feature, samples.context[feature.name]) for feature in schema.context],
     }
@@ -124,11 +129,14 @@ def assemble(
     lookups = Lookups(schema, sources)
     forms = [Form(field, part.feature.name, INT64, part.shape) for field, parts in sources.items() for part in parts]
     forms += [Form(name, None, INT64, (len(values),)) for name, values in others.items()]
-    forms += [Form("age_T", None, FLOAT32, (int(events.offsets[-1]),)), Form("label_B", None, FLOAT32, (len(samples),))]
+    count = int(events.offsets[-1])
+    forms += [Form("item_of_T", None, INT32, (count,)), Form("age_T", None, FLOAT32, (count,))]
+    forms += [Form("label_B", None, FLOAT32, (len(samples),))]
     forms += [Form("place", table, INT32, (count,)) for table, count in lookups.counts.items()]
     on_host = (events.offsets, requests.history_of_B)
     packed = Packed(forms, lookups.most_bytes, memory, on_host, step, global_size)
     arrays = packed.arrays()
+    chosen.write(arrays["item_of_T", None])
     age_seconds(schema, events, requests.time_U, arrays["age_T", None])
     arrays["label_B", None][:] = samples.label_N
     bad = lookups.fill(packed, arrays, others)

@@ -1,9 +1,11 @@
-"""Distinct ids of a batch: each is looked up once per table, however many events name it.
+"""Distinct ids of a batch: each is looked up once per table, however many events name it, and each item of the histories
+is described once.
 
 Found by the loader's threads beside the training step, and not on a GPU, where the host would have to wait for their
 number. The loader itself marks the ids of all but very large tables while it writes them (filling.py).
 
-Legend of shape suffixes: N ids that look up one table; R distinct ids of it.
+Legend of shape suffixes: N ids that look up one table; R distinct ids of it; T history events, packed; I distinct items
+of them; M items of the data set.
 """
 
 from __future__ import annotations
@@ -13,6 +15,68 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from laser.schema import Feature, Schema
+from laser.seqvault.jit import kernel
+
+MOST_MARKS = 1 << 24
+"""Tables of so many rows or fewer are marked row by row (4 bytes each, for a moment); larger ones are sorted."""
+
+
+def few_enough(rows: int, count: int) -> bool:
+    """Whether ``count`` ids of a table of so many rows are found by marking its rows."""
+    return rows <= min(MOST_MARKS, 64 * count)
+
+
+class DistinctItems:
+    """Items of events, each once.
+
+    Args:
+        item_T: codes, in any integer type.
+        limit: every code is below it, and none is negative.
+    """
+
+    def __init__(self, item_T: np.ndarray, limit: int) -> None:
+        self.item_T, self.sound = np.ascontiguousarray(item_T), True
+        """``sound``: whether all codes are in range; if not, nothing else is there."""
+        self.item_I = np.empty(0, np.int64)
+        """Distinct codes, ascending."""
+        self._mark_M, self._place_T = np.empty(0, np.int32), np.empty(0, np.int32)
+        if few_enough(limit, len(item_T)):
+            self._mark_M = np.zeros(limit, np.int32)
+            self.sound, self.item_I = _mark(self.item_T, self._mark_M)
+        elif len(item_T):
+            self.sound = bool(item_T.min() >= 0 and item_T.max() < limit)
+            self.item_I, self._place_T = distinct([item_T])
+
+    def write(self, item_of_T: np.ndarray) -> None:
+        """Fill int32 [T] with each event's place in ``item_I``."""
+        if len(self._place_T):
+            item_of_T[:] = self._place_T
+        else:
+            _places(self.item_T, self._mark_M, item_of_T)
+
+
+@kernel
+def _mark(item_T, mark_M):
+    """Whether all codes are in range, and the distinct ones, whose marks become their places."""
+    limit, found = np.uint64(len(mark_M)), 0
+    for item in item_T:
+        if np.uint64(item) >= limit:
+            return False, np.empty(0, np.int64)
+        found += 1 - mark_M[item]
+        mark_M[item] = 1
+    item_I, place = np.empty(found, np.int64), 0
+    for item in range(len(mark_M)):
+        if mark_M[item]:
+            item_I[place] = item
+            mark_M[item] = place
+            place += 1
+    return True, item_I
+
+
+@kernel
+def _places(item_T, mark_M, item_of_T):
+    for event in range(len(item_T)):
+        item_of_T[event] = mark_M[item_T[event]]
 
 
 def distinct_ids(

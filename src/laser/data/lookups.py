@@ -11,14 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from laser.data.distinct import distinct
+from laser.data.distinct import distinct, few_enough
 from laser.data.filling import COLUMN, fill_columns
 from laser.data.packed import Form, Packed, aligned
 from laser.schema import Feature, Kind, Schema
 from laser.seqvault.ragged import Ragged
-
-MOST_MARKS = 1 << 24
-"""Tables of so many rows or fewer are marked row by row (4 bytes each, for a moment); larger ones are sorted."""
 
 INT64, INT32 = np.dtype(np.int64), np.dtype(np.int32)
 
@@ -52,10 +49,9 @@ def item_sources(schema: Schema, items: Mapping[str, np.ndarray], item_N: np.nda
     return [Source(schema.item, item_N), *side]
 
 
-def event_sources(schema: Schema, items: Mapping[str, np.ndarray], events: Ragged) -> list[Source]:
-    """All that is known about events, as ``schema.history``."""
-    own = [Source(feature, events[feature.name]) for feature in schema.of_kind(Kind.EVENT_SIDE)]
-    return [*item_sources(schema, items, events[schema.item.name]), *own]
+def event_sources(schema: Schema, events: Ragged) -> list[Source]:
+    """What is known about events beside their items."""
+    return [Source(feature, events[feature.name]) for feature in schema.of_kind(Kind.EVENT_SIDE)]
 
 
 class Lookups:
@@ -63,7 +59,7 @@ class Lookups:
 
     Args:
         schema: of the data set.
-        sources: by dictionary of the batch: history, target, context.
+        sources: by dictionary of the batch: items, history, target, context.
     """
 
     def __init__(self, schema: Schema, sources: Mapping[str, Sequence[Source]]) -> None:
@@ -76,7 +72,7 @@ class Lookups:
         rows = {table: schema.tables[table].rows for table in self.counts}
         self.most_bytes = sum(aligned(8 * min(rows[table], count)) for table, count in self.counts.items())
         """That distinct ids can take."""
-        self.marked = [table for table, count in self.counts.items() if rows[table] <= min(MOST_MARKS, 64 * count)]
+        self.marked = [table for table, count in self.counts.items() if few_enough(rows[table], count)]
         self.first_S1 = np.cumsum([0, *(rows[table] for table in self.marked)])
 
     def fill(self, packed: Packed, arrays: Arrays, others: Mapping[str, np.ndarray]) -> Source | None:

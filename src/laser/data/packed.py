@@ -24,6 +24,9 @@ ALIGNMENT = 128
 
 TORCH = {np.dtype(np.int64): torch.int64, np.dtype(np.int32): torch.int32, np.dtype(np.float32): torch.float32}
 
+PARTS = ("items", "history", "target", "context", "distinct", "place")
+"""Fields of a batch that are dictionaries of tensors."""
+
 Memory = Callable[[int], Tensor]
 """Gives a uint8 buffer of so many bytes, in host memory."""
 
@@ -107,7 +110,7 @@ class Packed:
 
     def batch(self, there: Tensor | None = None) -> Batch:
         """A batch of views: into ``there``, a copy of ``flat`` on any device, or into the buffer itself."""
-        fields: dict[str, Any] = {name: {} for name in ("history", "target", "context", "distinct", "place")}
+        fields: dict[str, Any] = {name: {} for name in PARTS}
         for form, tensor in zip(self.forms, self._views(self.flat if there is None else there), strict=True):
             if form.name is None:
                 fields[form.field] = tensor

@@ -2,12 +2,12 @@
 
 All ids of a table (every history field on it, target, context) are looked up together, each distinct id once::
 
-    table "item":   history["item"] (T ids) | target["item"] (B ids)   ->  one KJT key, R distinct ids
-    table "action": history["action"]                                  ->  one KJT key, R distinct ids
+    table "item":   items["item"] (I ids) | target["item"] (B ids)   ->  one KJT key, R distinct ids
+    table "action": history["action"] (T ids)                        ->  one KJT key, R distinct ids
 
 A field is then the rows of its table and an index into them; nothing is copied per event here.
 
-Legend of shape suffixes: B samples; T history events, packed; K values of a multi-valued feature; N ids of one table;
+Legend of shape suffixes: B samples; T history events, packed; I distinct items of them; K values of a multi-valued feature; N ids of one table;
 R distinct ids of it; W embedding width; E concatenated embedding widths.
 """
 
@@ -61,11 +61,14 @@ class Embedded:
     """Embeddings of one batch.
 
     Args:
-        history: one entry per embedded history field, in schema order.
+        items: one entry per embedded item field of the history, in schema order, of I items where the batch has them
+            by item, otherwise of T events.
+        history: one entry per embedded event side field, in schema order, of T events.
         target_BE: target fields, concatenated in schema order.
         context: one [B, W] tensor per embedded context field, in schema order.
     """
 
+    items: list[Found]
     history: list[Found]
     target_BE: Tensor
     context: list[Tensor]
@@ -180,9 +183,10 @@ class TableEmbeddings(nn.Module):
     def embed(self, batch: Batch, rows: dict[str, Tensor] | None = None) -> Embedded:
         """Embeddings of a batch, with the rows that ``look_up`` gave if it was called before."""
         found = self._find(self._sources(batch), batch, rows)
-        h, t = len(self.history), len(self.history) + len(self.target)
+        # The history's fields begin with the target's: item, item side info.
+        i, h, t = len(self.target), len(self.history), len(self.history) + len(self.target)
         target_BE = torch.cat([field.vectors() for field in found[h:t]], dim=-1)
-        return Embedded(found[:h], target_BE, [field.vectors() for field in found[t:]])
+        return Embedded(found[:i], found[i:h], target_BE, [field.vectors() for field in found[t:]])
 
     def numbers_of_ids(self, batch: Batch) -> dict[str, list[int]]:
         """Lengths of the parts, one a field, of which ``batch.place`` consists; by table."""
@@ -193,7 +197,7 @@ class TableEmbeddings(nn.Module):
 
     def _sources(self, batch: Batch) -> list[tuple[Feature, Tensor]]:
         return (
-            [(feature, batch.history[feature.name]) for feature in self.history]
+            [(feature, {**batch.history, **batch.items}[feature.name]) for feature in self.history]
             + [(feature, batch.target[feature.name]) for feature in self.target]
             + [(feature, batch.context[feature.name]) for feature in self.context]
         )

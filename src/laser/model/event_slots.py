@@ -13,7 +13,7 @@ from laser.ops.gather_sum import gather_sum
 
 
 class EventSlots:
-    """Collects tables and the rows of them that each event is the sum of."""
+    """Collects tables and the rows of them that each event, or each item, is the sum of."""
 
     def __init__(self) -> None:
         self.rows: list[Tensor] = []

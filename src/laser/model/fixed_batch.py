@@ -40,6 +40,7 @@ class Room:
     Args:
         samples: without fillers.
         events: with those of fillers.
+        items: distinct ones of the histories.
         rows: of distinct ids, by table.
         capacity: of the layout.
         shared: whether samples may share a history.
@@ -47,6 +48,7 @@ class Room:
 
     samples: int = 0
     events: int = 0
+    items: int = 0
     rows: dict[str, int] | None = None
     capacity: Capacity = field(default_factory=Capacity)
     shared: bool = False
@@ -75,6 +77,9 @@ class Room:
         samples = max(room.samples, len(history_of_B))
         if events > room.events:
             room = replace(room, events=_grown(events))
+        items = max((ids.shape[0] for ids in batch.items.values()), default=0)
+        if items > room.items:
+            room = replace(room, items=_grown(items))
         counts = {name: each.shape[0] for name, each in rows.items()}
         known = room.rows or {}
         if any(count > known.get(name, -1) for name, count in counts.items()):
@@ -114,7 +119,7 @@ class FixedBatch:
     """A batch whose tensors stay where they are, with the rows of its ids and the layout of its segments.
 
     Args:
-        batch: one that fits, for dtypes and shapes.
+        batch: one that fits, in the loader's form, for dtypes and shapes.
         rows: of its distinct ids, by table.
         found: its segments, filled up to the room.
         room: sizes.
@@ -129,14 +134,15 @@ class FixedBatch:
         room: Room,
         numbers_of_ids: Callable[[Batch], dict[str, list[int]]],
     ) -> None:
+        assert batch.item_of_T is not None
         self.room, self.numbers_of_ids = room, numbers_of_ids
         device, samples = batch.row_B.device, room.samples + FILLERS
         lengths = found.lengths(room.capacity)
         self.index_length = index_length(lengths)
         # What comes from the host in every step: the layout, the number of the step, and, on a GPU, whence to copy.
         # All begins at multiples of 16 bytes.
-        fields = (batch.history, batch.target, batch.context, *numbers_of_ids(batch).values(), rows)
-        sources = 3 + sum(map(len, fields))
+        fields = (batch.items, batch.history, batch.target, batch.context, *numbers_of_ids(batch).values(), rows)
+        sources = 4 + sum(map(len, fields))
         self.sent_I = torch.zeros(self.index_length + 2 + 2 * sources, dtype=torch.int64, device=device)
         self.staging = Staging(len(self.sent_I), device)
         self.parts = [index_parts(array, lengths) for array in self.staging.arrays]
@@ -144,6 +150,8 @@ class FixedBatch:
         parts = self.layout.parts
         self.batch = replace(
             batch,
+            items={name: _fixed(ids, room.items) for name, ids in batch.items.items()},
+            item_of_T=_fixed(batch.item_of_T, room.events),
             history={name: _fixed(ids, room.events) for name, ids in batch.history.items()},
             off_U1=parts.off_U1,
             age_T=_fixed(batch.age_T, room.events),
@@ -195,8 +203,10 @@ class FixedBatch:
     def _tensors(self, batch: Batch, rows: dict[str, Tensor]) -> list[Tensor]:
         """All that is copied of a batch, in an order of its own."""
         fixed, numbers = self.batch, self.numbers_of_ids(batch)
-        tensors = [batch.age_T, batch.row_B, batch.history_key_U]
+        assert batch.item_of_T is not None
+        tensors = [batch.age_T, batch.row_B, batch.history_key_U, batch.item_of_T]
         for names, here in (
+            (fixed.items, batch.items),
             (fixed.history, batch.history),
             (fixed.target, batch.target),
             (fixed.context, batch.context),

@@ -185,7 +185,7 @@ class Laser(SequenceModel):
         """
         embedded = self.embeddings(batch) if prepared is None else self.embeddings.embed(batch, prepared.rows)
         target_BD = self.target(embedded.target_BE)
-        x_TD = self._events(embedded.history, batch)
+        x_TD = self._events(embedded, batch)
         newest = None
         if self.fusion.newest_events:
             # Attention and matches make gradients of their own, which nothing else holds.

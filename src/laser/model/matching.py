@@ -139,7 +139,7 @@ class MatchedEvents(nn.Module):
             return None
         events = events_of_samples(batch)
         samples = batch.context | batch.target
-        return Matches(events, [matches(batch.history[h], samples[s], events) for h, s in self.pairs.items()])
+        return Matches(events, [matches(batch.event_ids(h), samples[s], events) for h, s in self.pairs.items()])
 
     def forward(self, x_TD: Tensor, found: Matches | None) -> list[Tensor]:
         """[B, D + 1] for each pair, in the dtype of ``x_TD``."""

@@ -80,7 +80,7 @@ class RecordedNetwork:
 
     def _serves(self, batch: Batch) -> bool:
         _, history_of_B = on_host(batch)
-        if not len(batch) or not batch.distinct or history_of_B.is_cuda:
+        if not len(batch) or not batch.distinct or not batch.items or history_of_B.is_cuda:
             return False
         return not (self.network.matched.pairs and _is_shared(history_of_B))
 

@@ -2,7 +2,7 @@
 
 A model differs from another only in what lies between the event vectors and the head's tokens.
 
-Legend of shape suffixes: B samples; T history events, packed; M tokens; D width; E concatenated embedding widths.
+Legend of shape suffixes: B samples; T history events, packed; I distinct items of them; R rows; M tokens; D width; E concatenated embedding widths.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from laser.batch import Batch
 from laser.model.dense import linear
 from laser.model.dropout import EventDropout, TokenDropout
-from laser.model.embeddings import Found, TableEmbeddings, total_width
+from laser.model.embeddings import Embedded, TableEmbeddings, total_width
 from laser.model.event_slots import EventSlots
 from laser.model.heads import DCNv2, FinalMLP, TokenMixerLarge
 from laser.model.matching import MatchedEvents
@@ -106,22 +106,27 @@ class SequenceModel(nn.Module):
             self.mixer = HEADS[head](tokens, width, num_layers=num_layers, multiple=multiple)
         self.logit = linear(self.mixer.width, 1)  # type: ignore[arg-type]
 
-    def _events(self, history: list[Found], batch: Batch) -> Tensor:
+    def _events(self, embedded: Embedded, batch: Batch) -> Tensor:
         """Event vectors with recency, after dropout of whole events.
 
-        The linear layer acts on the rows of distinct ids, not on events: it is a sum over fields.
+        The linear layer acts on the rows of distinct ids, not on events: it is a sum over fields. Where the batch has
+        item fields by item, they are summed by item, and an event takes the sum as one row.
         """
         history_of_T = owner(batch.off_U1, batch.age_T.shape[0])
         rank_T = rank_from_newest(batch.off_U1, history_of_T)
         slots = EventSlots()
+        of_items = slots if batch.item_of_T is None else EventSlots()
+        fields = [*((of_items, found) for found in embedded.items), *((slots, found) for found in embedded.history)]
         bias_D: Tensor | None = self.event.bias
-        weights = self.event.weight.split([found.rows_RW.shape[1] for found in history], dim=1)
-        for found, weight_DW in zip(history, weights, strict=True):
+        weights = self.event.weight.split([found.rows_RW.shape[1] for _, found in fields], dim=1)
+        for (places, found), weight_DW in zip(fields, weights, strict=True):
             # The bias goes with the first field that has exactly one value an event.
             once = found.index.dim() == 1
             rows_RD = linear_op(found.rows_RW, weight_DW, bias_D if once else None)
-            slots.add(rows_RD, found.index, found.weight)
+            places.add(rows_RD, found.index, found.weight)
             bias_D = None if once else bias_D
+        if batch.item_of_T is not None:
+            slots.add(of_items.sum(None), batch.item_of_T)
         if bias_D is not None:
             slots.add(bias_D[None], torch.zeros_like(rank_T))
         if self.event_recency is not None:

@@ -67,7 +67,7 @@ class GateWriter:
                 "with gates, such as laser.model.laser.Laser"
             )
         event_off_B1 = gates.event_off_B1.cpu().numpy()
-        history = {f.name: batch.history[f.name].cpu().numpy().astype(f.dtype) for f in _event_fields(self.schema)}
+        history = {f.name: batch.event_ids(f.name).cpu().numpy().astype(f.dtype) for f in _event_fields(self.schema)}
         history_off_U1, history_of_B = batch.off_U1.cpu().numpy(), batch.history_of_B.cpu().numpy()
         age_T = batch.age_T.cpu().numpy()
         for samples, events in sample_chunks(event_off_B1, GROUP_EVENTS):

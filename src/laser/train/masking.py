@@ -139,6 +139,7 @@ def without(network: Any, batch: Batch, keep_T: Tensor, where: Where) -> ModelOu
 
 def separate_histories(batch: Batch) -> Batch:
     """The same samples, each with a copy of its history."""
+    batch = batch.by_event()
     length_B = batch.off_U1.diff()[batch.history_of_B]
     off_B1 = torch.nn.functional.pad(length_B.cumsum(0), (1, 0))
     first_B = batch.off_U1[batch.history_of_B] - off_B1[:-1]
@@ -150,21 +151,18 @@ def separate_histories(batch: Batch) -> Batch:
         age_T=batch.age_T[row_T],
         history_of_B=torch.arange(len(batch)),
         history_key_U=batch.history_key_U[batch.history_of_B],
-        distinct={},
-        place={},
         on_host=None,
     )
 
 
 def only_events(batch: Batch, keep_T: Tensor) -> Batch:
     """The same samples with histories of the events of ``keep_T``, bool [T], alone."""
+    batch = batch.by_event()
     kept_T1 = torch.nn.functional.pad(keep_T.cumsum(0), (1, 0))
     return replace(
         batch,
         history={name: ids[keep_T] for name, ids in batch.history.items()},
         off_U1=kept_T1[batch.off_U1],
         age_T=batch.age_T[keep_T],
-        distinct={},
-        place={},
         on_host=None,
     )

@@ -85,7 +85,7 @@ class CostMeasurement(Callback):
 
 def make_request(batch: Batch, candidates: int) -> Batch:
     """The batch's longest history with the targets of its first samples, over and over, as candidates; on the host."""
-    batch = batch.map(Tensor.cpu)
+    batch = batch.map(Tensor.cpu).by_event()
     length_U = batch.off_U1.diff()
     history = int(length_U.argmax())
     start, stop = int(batch.off_U1[history]), int(batch.off_U1[history + 1])

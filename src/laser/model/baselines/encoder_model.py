@@ -123,14 +123,14 @@ class EncoderModel(SequenceModel):
         """Logits of a batch; these models have no gates, whatever ``return_gates`` says."""
         embedded = self.embeddings(batch)
         target_BD = self.target(embedded.target_BE)
-        x_TD = self._events(embedded.history, batch)
+        x_TD = self._events(embedded, batch)
         newest = None
         if self.newest_events:
             x_TD, newest = newest_of_events(x_TD, batch.off_U1, self.newest_events)
-        # The history's fields begin with the target's, in the same order: item, then side info of the item.
         item_TE = None
         if self.encoder.reads_items:
-            item_TE = torch.cat([found.vectors() for found in embedded.history[: len(self.embeddings.target)]], dim=-1)
+            item_TE = torch.cat([found.vectors() for found in embedded.items], dim=-1)
+            item_TE = item_TE if batch.item_of_T is None else item_TE.index_select(0, batch.item_of_T)
         encoded = self.encoder(Inputs(x_TD, target_BD, item_TE, embedded.target_BE, batch))
         groups = [*encoded.vectors, target_BD, *embedded.context]
         if newest is not None:

@@ -75,5 +75,5 @@ def pad(batch: Batch, newest: int | None = None) -> Padded:
     length_B = batch.off_U1.diff()[batch.history_of_B]
     live_BL = rank_L < length_B[:, None]
     newest_B1 = batch.off_U1[batch.history_of_B + 1][:, None] - 1
-    total = next(iter(batch.history.values())).shape[0]
+    total = batch.age_T.shape[0]
     return Padded(torch.where(live_BL, newest_B1 - rank_L, total), live_BL, rank_L)
