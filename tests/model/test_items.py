@@ -51,7 +51,7 @@ def test_ids_of_events(schema, make_batch, as_loaded):
     batch = as_loaded(make_batch(schema, [4, 0, 7], [0, 1, 2]))
     by_event = batch.by_event()
     assert list(by_event.history) == ["item", "genre", "action"]
-    assert not (by_event.items or by_event.distinct or by_event.place)
+    assert by_event.items == by_event.distinct == by_event.place == {}
     for name, ids in by_event.history.items():
         assert torch.equal(batch.event_ids(name), ids)
         assert torch.equal(by_event.event_ids(name), ids)

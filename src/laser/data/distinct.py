@@ -1,5 +1,5 @@
-"""Distinct ids of a batch: each is looked up once per table, however many events name it, and each item of the histories
-is described once.
+"""Distinct ids of a batch: each is looked up once per table, however many events name it, and each item of the
+histories is described once.
 
 Found by the loader's threads beside the training step, and not on a GPU, where the host would have to wait for their
 number. The loader itself marks the ids of all but very large tables while it writes them (filling.py).

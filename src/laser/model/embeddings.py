@@ -7,8 +7,8 @@ All ids of a table (every history field on it, target, context) are looked up to
 
 A field is then the rows of its table and an index into them; nothing is copied per event here.
 
-Legend of shape suffixes: B samples; T history events, packed; I distinct items of them; K values of a multi-valued feature; N ids of one table;
-R distinct ids of it; W embedding width; E concatenated embedding widths.
+Legend of shape suffixes: B samples; T history events, packed; I distinct items of them; K values of a multi-valued
+feature; N ids of one table; R distinct ids of it; W embedding width; E concatenated embedding widths.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 A model differs from another only in what lies between the event vectors and the head's tokens.
 
-Legend of shape suffixes: B samples; T history events, packed; I distinct items of them; R rows; M tokens; D width; E concatenated embedding widths.
+Legend of shape suffixes: B samples; T history events, packed; R rows; M tokens; D width; E concatenated embedding
+widths.
 """
 
 from __future__ import annotations
