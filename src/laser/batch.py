@@ -36,7 +36,8 @@ class Batch:
     """
 
     history: dict[str, Tensor]
-    """Per history field int64 ids, [T] or [T, K]: event side info, and all about the items when ``items`` is empty."""
+    """Per history field integer ids, [T] or [T, K]: event side info, and all about the items when ``items`` is empty.
+    The loader's are int32 up to a cardinality of 2^31."""
     off_U1: Tensor
     """int64 offsets of the histories, [U + 1]."""
     age_T: Tensor

@@ -77,13 +77,11 @@ def test_batch_equals_the_raw_log(data, log, items, max_history, split):
 
 def test_types(data):
     batch = batch_of(data, np.arange(20), 5)
-    floats = {"age_T", "label_B"}
+    floats, small = {"age_T", "label_B"}, {"place", "item_of_T", "history"}
     for name, value in vars(batch).items():
         for tensor in value.values() if isinstance(value, dict) else [value]:
             if isinstance(tensor, torch.Tensor):
-                expected = (
-                    torch.float32 if name in floats else torch.int32 if name in ("place", "item_of_T") else torch.int64
-                )
+                expected = torch.float32 if name in floats else torch.int32 if name in small else torch.int64
                 assert tensor.dtype == expected, name
                 assert tensor.is_contiguous(), name
 

@@ -35,6 +35,8 @@ def schema_of(item: str, side: str, tags: str) -> Schema:
             feature("brand", Kind.ITEM_SIDE, side, 100, "brand"),
             feature("event_tags", Kind.EVENT_SIDE, tags, 30, "tag", 2),
             feature("rating", Kind.EVENT_SIDE, "uint8", 6, "rating"),
+            feature("page", Kind.EVENT_SIDE, "uint32", 2**31, None),
+            feature("session", Kind.EVENT_SIDE, "int64", 2**40, None),
             feature("wanted_tag", Kind.CONTEXT, "int16", 30, "tag"),
             Feature(name="label", kind=Kind.LABEL, dtype="uint8"),
             Feature(name="timestamp", kind=Kind.TIMESTAMP, dtype="int64"),
@@ -93,7 +95,8 @@ def assert_right(parts: Parts) -> None:
     for part, wanted in zip((batch.by_event().history, batch.target, batch.context), fields, strict=True):
         assert list(part) == list(wanted)
         for name, values in wanted.items():
-            assert part[name].dtype == torch.int64
+            narrow = parts.schema[name].kind is Kind.EVENT_SIDE and name != "session"
+            assert part[name].dtype == (torch.int32 if narrow else torch.int64), name
             assert np.array_equal(part[name].numpy(), values.astype(np.int64)), name
     by_item = {name: ids.numpy() for name, ids in (batch.items | batch.history).items()}
     distinct, place = distinct_ids(parts.schema, by_item, *fields[1:])

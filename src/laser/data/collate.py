@@ -127,7 +127,9 @@ def assemble(
         "history_key_U": history_keys(requests.user_U, requests.time_U),
     }
     lookups = Lookups(schema, sources)
-    forms = [Form(field, part.feature.name, INT64, part.shape) for field, parts in sources.items() for part in parts]
+    forms = [
+        Form(field, part.feature.name, part.dtype, part.shape) for field, parts in sources.items() for part in parts
+    ]
     forms += [Form(name, None, INT64, (len(values),)) for name, values in others.items()]
     count = int(events.offsets[-1])
     forms += [Form("item_of_T", None, INT32, (count,)), Form("age_T", None, FLOAT32, (count,))]

@@ -1,4 +1,4 @@
-"""Ids on their way into a batch: checked, widened to int64, made distinct by table, in one call of compiled code.
+"""Ids on their way into a batch: checked, widened, made distinct by table, in one call of compiled code.
 
 One call, because each gives the interpreter's lock away and has to wait for it again beside threads that hold it.
 Columns have types of their own, so they are handed over by address; unsigned, for a negative id is then a large one,
@@ -26,7 +26,8 @@ COLUMN = np.dtype(
         ("count", np.int64),  # N
         ("width", np.int64),  # K
         ("limit", np.uint64),  # every id is below; 0: any value is right
-        ("wide", np.int64),  # address of int64 [N * K], to be filled with the ids
+        ("wide", np.int64),  # address of int64 or int32 [N * K], to be filled with the ids
+        ("wide_size", np.int64),  # bytes of one of these; int32 only where ``rows`` is 0
         ("table", np.int64),  # position among the marked tables; -1: not among them
         ("place", np.int64),  # address of int32 [N * K], to be filled with places among the table's distinct ids
     ]
@@ -86,17 +87,27 @@ def _first_pass(column: Any, ids: np.ndarray, mark: np.ndarray) -> bool:
     """Check one column, mark its ids unless ``mark`` is empty, and widen them if they are not chosen by rows."""
     if column.rows > 0:
         return _check_rows(column, ids, mark)
-    wide, highest = carray(pointer(column.wide), len(ids), np.int64), np.uint64(0)
-    # Two loops, for the first one alone uses vectors.
-    for at in range(len(ids)):
-        highest = max(highest, np.uint64(ids[at]))
-        wide[at] = ids[at]
+    # Loops of their own, for without marks they use vectors.
+    if column.wide_size == 4:
+        highest = _widened(ids, carray(pointer(column.wide), len(ids), np.int32))
+    else:
+        highest = _widened(ids, carray(pointer(column.wide), len(ids), np.int64))
     if column.limit > 0 and highest >= column.limit and len(ids) > 0:
         return False
     if len(mark) > 0:
         for at in range(len(ids)):
             mark[ids[at]] = 1
     return True
+
+
+@kernel
+def _widened(ids: np.ndarray, wide: np.ndarray) -> int:
+    """Copy ids; returns the highest, as unsigned."""
+    highest = np.uint64(0)
+    for at in range(len(ids)):
+        highest = max(highest, np.uint64(ids[at]))
+        wide[at] = ids[at]
+    return highest
 
 
 @kernel
@@ -133,12 +144,13 @@ def _number(mark: np.ndarray, free: int) -> int:
 def _second_pass(column: Any, ids: np.ndarray, mark: np.ndarray) -> None:
     """Places of one column's ids, unless ``mark`` is empty; where they are chosen by rows, the ids too."""
     total = column.count * column.width
-    wide, place = carray(pointer(column.wide), total, np.int64), carray(pointer(column.place), total, np.int32)
+    place = carray(pointer(column.place), total, np.int32)
     if column.rows == 0:
         if len(mark) > 0:
             for at in range(total):
                 place[at] = mark[ids[at]]
         return
+    wide = carray(pointer(column.wide), total, np.int64)
     rows, width, at = carray(pointer(column.rows), column.count, np.int64), np.uint64(column.width), np.uint64(0)
     for row in rows:
         first = np.uint64(row) * width

@@ -17,6 +17,9 @@ from laser.data.packed import Form, Packed, aligned
 from laser.schema import Feature, Kind, Schema
 from laser.seqvault.ragged import Ragged
 
+MOST_IN_INT32 = 1 << 31
+"""Cardinality of ids that int32 holds."""
+
 INT64, INT32 = np.dtype(np.int64), np.dtype(np.int32)
 
 Arrays = Mapping[tuple[str, str | None], np.ndarray]
@@ -36,6 +39,12 @@ class Source:
     feature: Feature
     values: np.ndarray
     rows: int | None = None
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of the field: of what is there once an event, half of the memory where that is enough."""
+        per_event = self.feature.kind is Kind.EVENT_SIDE
+        return INT32 if per_event and 0 < (self.feature.cardinality or 0) <= MOST_IN_INT32 else INT64
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -103,12 +112,13 @@ class Lookups:
         place = {table: _address(arrays["place", table]) for table in self.counts}
         columns, values = [], iter(held)
         for field, sources in self.sources.items():
-            wide = [_address(arrays[field, source.feature.name]) for source in sources]
-            for source, to, ids in zip(sources, wide, values):
+            wide = [arrays[field, source.feature.name] for source in sources]
+            for source, there, ids in zip(sources, wide, values):
+                to, size = _address(there), there.itemsize
                 table, limit = source.feature.table or "", source.feature.cardinality or 0
-                rows, width = 0 if source.rows is None else wide[0], math.prod(source.shape[1:])
+                rows, width = 0 if source.rows is None else _address(wide[0]), math.prod(source.shape[1:])
                 columns.append((
-                    _address(ids), ids.size, ids.itemsize, rows, source.shape[0], width, limit, to,
+                    _address(ids), ids.size, ids.itemsize, rows, source.shape[0], width, limit, to, size,
                     position.get(table, -1), place.get(table, 0),
                 ))  # fmt: skip
                 if table:
@@ -130,7 +140,7 @@ class Lookups:
 
 def _plain(held: Sequence[np.ndarray], fields: Sequence[str], arrays: Arrays) -> list[tuple[int, ...]]:
     return [
-        (_address(values), values.size, values.itemsize, 0, len(values), 1, 0, _address(arrays[field, None]), -1, 0)
+        (_address(values), values.size, values.itemsize, 0, len(values), 1, 0, _address(arrays[field, None]), 8, -1, 0)
         for field, values in zip(fields, held, strict=True)
     ]
 

@@ -212,7 +212,7 @@ class TableEmbeddings(nn.Module):
                 name: torch.unique(torch.cat([sources[p][1].flatten() for p in places]), return_inverse=True)
                 for name, places in by_table.items()
             }
-            distinct = {name: pair[0] for name, pair in pairs.items()}
+            distinct = {name: pair[0].long() for name, pair in pairs.items()}
             place = {name: pair[1].int() for name, pair in pairs.items()}
             on_host = {}
         found: list[Found | None] = [None] * len(sources)
