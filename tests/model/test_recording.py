@@ -5,12 +5,14 @@ Without a GPU the work on the fixed tensors is called step by step; with one, CU
 
 import copy
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from laser.data.distinct import distinct_ids
 from laser.model.fixed_batch import FILLERS, Room, filled_offsets
 from laser.model.flat import Flat
 from laser.model.laser import Laser
@@ -228,6 +230,17 @@ def test_what_cannot_be_recorded_says_so(schema):
     assert not Laser(schema, **OPTIONS, gate="softmax").recordable
     assert not Laser(schema, **OPTIONS, experts=2).recordable
     assert not Laser(schema, **{**OPTIONS, "recency": "both"}).recordable
+
+
+def test_a_batch_with_items_of_every_event_is_not_recorded(schema, make_batch):
+    network = Laser(schema, **OPTIONS).to(DEVICE).train()
+    recorded = RecordedNetwork(network, list(parts(network)[1].values()))
+    batch = make_batch(schema, [9, 4], [0, 1])
+    groups = [{n: ids.numpy() for n, ids in part.items()} for part in (batch.history, batch.target, batch.context)]
+    found = [{n: torch.from_numpy(ids) for n, ids in part.items()} for part in distinct_ids(schema, *groups)]
+    batch = replace(batch, distinct=found[0], place=found[1]).to(DEVICE)
+    torch.testing.assert_close(recorded(batch).logit_B, network(batch).logit_B)
+    assert recorded.recordings == 0
 
 
 def test_sizes_are_kept_for_a_resumed_run(schema, make_batch, as_loaded):

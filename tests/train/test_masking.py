@@ -80,15 +80,18 @@ def test_masked_events_have_no_influence(prepared: Path, where: str) -> None:
 
 def test_removed_events_are_gone_from_the_batch(prepared: Path) -> None:
     with PreparedData(prepared) as data:
-        batch = separate_histories(batch_of(data, np.arange(20)))
+        batch = batch_of(data, np.arange(20))
     keep_T = batch.age_T < batch.age_T.median()
     shorter = only_events(batch, keep_T)
     assert len(shorter.age_T) == int(keep_T.sum()) == int(shorter.off_U1[-1])
-    for sample in range(20):
-        start, stop = batch.off_U1[sample : sample + 2].tolist()
-        first, last = shorter.off_U1[sample : sample + 2].tolist()
-        kept = batch.age_T[start:stop][keep_T[start:stop]]
-        assert torch.equal(shorter.age_T[first:last], kept)
+    for history in range(batch.num_histories):
+        start, stop = batch.off_U1[history : history + 2].tolist()
+        first, last = shorter.off_U1[history : history + 2].tolist()
+        for values, kept in (
+            (batch.age_T, shorter.age_T),
+            *((batch.event_ids(name), shorter.event_ids(name)) for name in (*batch.items, *batch.history)),
+        ):
+            assert torch.equal(kept[first:last], values[start:stop][keep_T[start:stop]])
 
 
 def test_a_run_is_loaded_and_masked(run: Path, prepared: Path) -> None:
