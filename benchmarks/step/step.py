@@ -8,6 +8,8 @@ Runs `laser fit` without validation, loggers and checkpoints, then, with the mod
 - ``fit``: steps of the trainer, from the end of one to the end of the next;
 - ``forward``, ``backward``, ``optimizer``: on one batch that stays on the device, the device waited for after each;
 - ``step``: the three without waiting in between;
+- ``queued``: steps one after the other, the device waited for after the last: how fast training is when no loader
+  holds it up, since the host prepares a step while the device computes the one before;
 - on a GPU: launches and busy time of a step, each place where the host waited for the device, and ``kernels.txt``, all
   kernels of one step in their order, by which one sees what belongs together; ``trace.json`` is for a trace viewer.
 
@@ -93,6 +95,7 @@ class StepTimes(pl.Callback):
         }
         work = Work(pl_module, self.batch)
         self.found |= {name: measured(part, device) for name, part in work.parts().items()}
+        self.found["queued"] = queued(work.step, device)
         if device.type == "cuda":
             self.found |= on_gpu(work.step, self.out)
         self.out.mkdir(parents=True, exist_ok=True)
@@ -158,6 +161,16 @@ def measured(part: list[Callable[[], None]], device: torch.device) -> dict[str, 
         wait_for(device)
         times.append(time.perf_counter() - began)
     return spread(times[5:])
+
+
+def queued(step: Callable[[], None], device: torch.device) -> dict[str, float]:
+    """Mean of steps that are not waited for."""
+    wait_for(device)
+    began = time.perf_counter()
+    for _ in range(REPEATS):
+        step()
+    wait_for(device)
+    return {"mean_ms": round(1e3 * (time.perf_counter() - began) / REPEATS, 3)}
 
 
 def wait_for(device: torch.device) -> None:
