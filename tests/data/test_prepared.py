@@ -164,3 +164,29 @@ def test_event_past_the_item_table(copy):
         loader = BatchLoader(data, "train", batch_size=500, max_history=9, shuffle=False, seed=0)
         with pytest.raises(ValueError, match=r"'item' of .*vault has id 80, expected ids up to 40"):
             list(loader)
+
+
+def passes(data: PreparedData) -> list:
+    """Two passes over all samples with their histories."""
+    loader = BatchLoader(data, "train", batch_size=100, max_history=30, shuffle=True, seed=0, workers=2)
+    return [batch for _ in range(2) for batch in loader]
+
+
+def test_histories_are_decoded_once_where_all_fit(prepared: Path) -> None:
+    with PreparedData(prepared) as plain, PreparedData(prepared, cache_bytes=1 << 20) as cached:
+        for one, other in zip(passes(plain), passes(cached), strict=True):
+            assert one.age_T.tolist() == other.age_T.tolist()
+            for name in (*one.items, *one.history):
+                assert one.event_ids(name).tolist() == other.event_ids(name).tolist()
+        stats, most = cached.vault.stats(), cached._decoded_bytes()
+        assert "cache_hits" not in plain.vault.stats()
+    assert 0 < stats["cache_bytes"] <= most
+    assert stats["cache_hits"] > 5 * stats["cache_misses"]
+
+
+def test_no_cache_where_not_all_histories_fit(prepared: Path) -> None:
+    with PreparedData(prepared) as data:
+        needed = data._decoded_bytes()
+    for budget, cached in ((needed - 1, False), (needed, True)):
+        with PreparedData(prepared, cache_bytes=budget) as data:
+            assert ("cache_hits" in data.vault.stats()) == cached

@@ -11,6 +11,7 @@ from laser.data.columns import CURE, check_categorical, read_columns
 from laser.data.samples import Samples
 from laser.schema import Kind, Schema
 from laser.seqvault import Field, SeqVault
+from laser.seqvault.cache import OVERHEAD
 from laser.seqvault.layout import Layout
 
 SPLITS = ("train", "val", "test")
@@ -21,6 +22,8 @@ class PreparedData:
 
     Args:
         path: the folder that holds ``schema.json``, ``items.parquet``, ``vault/`` and ``samples/``.
+        cache_bytes: memory for decoded histories; 0 for none. It is used if all of them fit: otherwise samples in
+            random order would find few there, and each read would put histories in the place of others.
 
     Attributes:
         schema: of every field.
@@ -31,7 +34,7 @@ class PreparedData:
         ValueError: when a part is missing, cannot be read, or does not fit the schema.
     """
 
-    def __init__(self, path: Path | str) -> None:
+    def __init__(self, path: Path | str, *, cache_bytes: int = 0) -> None:
         self.path = Path(path)
         if not self.path.is_dir():
             raise ValueError(f"no prepared data set at {self.path}: no such folder; give the one that laser-prep wrote")
@@ -41,6 +44,9 @@ class PreparedData:
         self.vault = SeqVault.open(self.path / "vault")
         try:
             self._check_vault()
+            if cache_bytes and self._decoded_bytes() <= cache_bytes:
+                self.vault.close()
+                self.vault = SeqVault.open(self.path / "vault", cache_bytes=cache_bytes)
         except BaseException:
             self.close()
             raise
@@ -87,6 +93,13 @@ class PreparedData:
             row = wrong[0]
             raise ValueError(f"row {row} of {file} describes item {codes[row]}, expected item {row}; {CURE}")
         return columns
+
+    def _decoded_bytes(self) -> int:
+        """What a cache of all histories takes, at most."""
+        stats, layout = self.vault.stats(), self.vault.layout
+        fields = (*layout.fields, *layout.derived)
+        width = sum(np.dtype(field.dtype).itemsize * field.length for field in fields)
+        return int(stats["events"] * width + stats["chunks"] * OVERHEAD)
 
     def _check_vault(self) -> None:
         found, wanted = self.vault.layout.fields, Layout.of(self.schema).fields

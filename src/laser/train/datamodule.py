@@ -24,6 +24,7 @@ class CTRDataModule(pl.LightningDataModule):
         max_history: events of a history, the newest.
         evaluation_batch_size: samples of an evaluation step over all processes; ``None``: as in training.
         workers: threads of this process that read and join batches ahead.
+        cache_bytes: memory of this process for decoded histories, used if all of them fit; 0 for none.
         order: which samples meet in a training step, and how a step's samples are divided over processes.
         predict_split: split that ``laser predict`` scores.
         seed: of the order of training samples; linked to ``seed_everything`` on the command line.
@@ -39,6 +40,7 @@ class CTRDataModule(pl.LightningDataModule):
         max_history: int = 1000,
         evaluation_batch_size: int | None = None,
         workers: int = 1,
+        cache_bytes: int = 1 << 30,
         order: Order = Order(),  # noqa: B008
         predict_split: Literal["train", "val", "test"] = "test",
         seed: int = 0,
@@ -49,11 +51,14 @@ class CTRDataModule(pl.LightningDataModule):
                 f"data.batch_size is {batch_size} and data.evaluation_batch_size {evaluation_batch_size}; both must "
                 "be at least 1"
             )
+        if cache_bytes < 0:
+            raise ValueError(f"data.cache_bytes is {cache_bytes}; give a number of bytes, or 0 for no cache")
         self.path = Path(path)
         self.batch_size = batch_size
         self.max_history = max_history
         self.evaluation_batch_size = evaluation_batch_size or batch_size
         self.workers = workers
+        self.cache_bytes = cache_bytes
         self.order = order
         self.predict_split = predict_split
         self.seed = seed
@@ -63,7 +68,7 @@ class CTRDataModule(pl.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Open and validate the data set."""
-        self.data = self.data or PreparedData(self.path)
+        self.data = self.data or PreparedData(self.path, cache_bytes=self.cache_bytes)
 
     def train_dataloader(self) -> BatchLoader:
         """Shuffled training samples."""
