@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from laser.data.loader import BatchLoader
-from laser.data.prepared import PreparedData
+from laser.data.prepared import CACHE_BYTES, PreparedData
 
 FIELDS = ("step", "wait", "work", "longest", "user", "system", "faults", "switches")
 
@@ -98,7 +98,7 @@ def main() -> None:
     torch.set_num_threads(1)
     rows = []
     print("| workers | calls | interval ms | " + " | ".join(FIELDS) + " |\n" + "|---" * (3 + len(FIELDS)) + "|")
-    with PreparedData(options.path) as data:
+    with PreparedData(options.path, cache_bytes=CACHE_BYTES) as data:
         for _ in range(options.rounds):
             for workers, calls, interval in itertools.product(options.workers, options.calls, options.interval_ms):
                 sys.setswitchinterval(interval / 1e3)

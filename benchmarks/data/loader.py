@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 from laser.data.loader import BatchLoader
-from laser.data.prepared import PreparedData
+from laser.data.prepared import CACHE_BYTES, PreparedData
 
 
 def measure(data: PreparedData, split: str, seconds: float, rounds: int, **options: int) -> dict[str, float]:
@@ -65,7 +65,7 @@ def main() -> None:
     load = os.getloadavg()[0]
     print("| max_history | workers | events a history | batches/s | samples/s (slowest ... fastest) | events/s |")
     print("|---|---|---|---|---|---|")
-    with PreparedData(options.path) as data:
+    with PreparedData(options.path, cache_bytes=CACHE_BYTES) as data:
         for max_history in options.max_history:
             for workers in options.workers:
                 settings = {"batch_size": options.batch_size, "max_history": max_history, "workers": workers}

@@ -15,6 +15,8 @@ from laser.seqvault.cache import OVERHEAD
 from laser.seqvault.layout import Layout
 
 SPLITS = ("train", "val", "test")
+CACHE_BYTES = 1 << 30
+"""For decoded histories, unless told otherwise."""
 
 
 class PreparedData:

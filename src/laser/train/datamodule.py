@@ -11,7 +11,7 @@ import torch
 from laser.batch import Batch
 from laser.data.loader import BatchLoader
 from laser.data.order import Order
-from laser.data.prepared import PreparedData
+from laser.data.prepared import CACHE_BYTES, PreparedData
 from laser.schema import Schema
 
 
@@ -40,7 +40,7 @@ class CTRDataModule(pl.LightningDataModule):
         max_history: int = 1000,
         evaluation_batch_size: int | None = None,
         workers: int = 1,
-        cache_bytes: int = 1 << 30,
+        cache_bytes: int = CACHE_BYTES,
         order: Order = Order(),  # noqa: B008
         predict_split: Literal["train", "val", "test"] = "test",
         seed: int = 0,
