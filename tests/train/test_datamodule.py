@@ -19,5 +19,5 @@ def test_histories_are_cached_where_they_fit(prepared: Path, options: dict[str, 
 
 
 def test_a_negative_size_of_the_cache_is_refused(prepared: Path) -> None:
-    with pytest.raises(ValueError, match="data.cache_bytes is -1; give a number of bytes, or 0 for no cache"):
+    with pytest.raises(ValueError, match="cache_bytes is -1; give a number of bytes, or 0 for no cache"):
         CTRDataModule(str(prepared), cache_bytes=-1)

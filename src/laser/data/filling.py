@@ -101,7 +101,7 @@ def _first_pass(column: Any, ids: np.ndarray, mark: np.ndarray) -> bool:
 
 
 @kernel
-def _widened(ids: np.ndarray, wide: np.ndarray) -> int:
+def _widened(ids: np.ndarray, wide: np.ndarray) -> np.uint64:
     """Copy ids; returns the highest, as unsigned."""
     highest = np.uint64(0)
     for at in range(len(ids)):
