@@ -89,7 +89,8 @@ def distinct_ids(
 
     Args:
         schema: of the data set; its embedded features are looked up.
-        history, target, context: ids of a batch by field, in the range that the schema allows.
+        history, target, context: ids of a batch by field, in the range that the schema allows; in ``history`` those of
+            item fields by event or by item.
 
     Returns:
         By table: int64 [R] distinct ids, ascending, and int32 [N] positions in them of all ids of the table, fields in

@@ -20,6 +20,7 @@ from laser.model.embeddings import total_width
 from laser.model.fusion import Tokens, newest_of_events
 from laser.model.output import ModelOutput
 from laser.model.sequence_model import Head, SequenceModel
+from laser.ops.gather_sum import gather_sum
 from laser.schema import Schema
 
 
@@ -130,7 +131,7 @@ class EncoderModel(SequenceModel):
         item_TE = None
         if self.encoder.reads_items:
             item_TE = torch.cat([found.vectors() for found in embedded.items], dim=-1)
-            item_TE = item_TE if batch.item_of_T is None else item_TE.index_select(0, batch.item_of_T)
+            item_TE = item_TE if batch.item_of_T is None else gather_sum(item_TE, batch.item_of_T[:, None])
         encoded = self.encoder(Inputs(x_TD, target_BD, item_TE, embedded.target_BE, batch))
         groups = [*encoded.vectors, target_BD, *embedded.context]
         if newest is not None:
