@@ -235,7 +235,8 @@ def test_test_metrics_and_predictions_do_not_depend_on_processes(runs):
     one, two, crossed = (runs / name for name in ("one", "two", "one tests two"))
     for name in ("test", "model", "data"):
         a, b = (json.loads((folder / "metrics.json").read_text())[name] for folder in (one, two))
-        assert a == (pytest.approx(b, rel=1e-4) if name == "test" else b)
+        # Rounding in training may swap the logits of a pair of samples, which is 1 / 10,388 of AUC.
+        assert a == (pytest.approx(b, rel=3e-4) if name == "test" else b)
     # From the same weights the metrics agree to the rounding of the logits.
     a, b = (json.loads((folder / "metrics.json").read_text()) for folder in (two, crossed))
     assert a["test"] == pytest.approx(b["test"], rel=1e-6)
