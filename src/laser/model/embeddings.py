@@ -196,8 +196,9 @@ class TableEmbeddings(nn.Module):
         return numbers
 
     def _sources(self, batch: Batch) -> list[tuple[Feature, Tensor]]:
+        history = batch.items | batch.history
         return (
-            [(feature, {**batch.history, **batch.items}[feature.name]) for feature in self.history]
+            [(feature, history[feature.name]) for feature in self.history]
             + [(feature, batch.target[feature.name]) for feature in self.target]
             + [(feature, batch.context[feature.name]) for feature in self.context]
         )
