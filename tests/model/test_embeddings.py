@@ -91,6 +91,18 @@ def test_one_key_per_table_and_a_fixed_number_of_bags(schema, batch):
         assert lengths.sum(1).tolist() == kjt.length_per_key()
 
 
+def test_ids_are_int64_whatever_names_them(schema, batch):
+    """Also those of a table that only a field in int32 names, and that is alone in its width."""
+    apart = tuple(replace(feature, width=24) if feature.name == "action" else feature for feature in schema.features)
+    embeddings = TableEmbeddings(replace(schema, features=apart))
+    seen = []
+    for collection in embeddings.collections.values():
+        collection.register_forward_pre_hook(lambda _, args: seen.append(args[0].values().dtype))
+    batch.history["action"] = batch.history["action"].int()
+    embeddings(batch)
+    assert seen == [torch.int64] * 3
+
+
 def test_empty_batch_keeps_its_shapes(schema, make_batch):
     out = TableEmbeddings(schema)(make_batch(schema, [], []))
     assert vectors(out).shape == (0, 32)
