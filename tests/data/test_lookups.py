@@ -11,6 +11,7 @@ import torch
 from laser.data import distinct as module
 from laser.data.collate import Requests, assemble
 from laser.data.distinct import distinct_ids
+from laser.data.histories import Slices
 from laser.data.samples import Samples
 from laser.schema import INTEGER_DTYPES, Feature, Kind, Schema
 from laser.seqvault.ragged import Ragged
@@ -66,7 +67,7 @@ class Parts:
         count = int(samples > 0)
         self.requests = Requests(
             np.arange(count), np.ones(count, np.int64), np.zeros(samples, np.int64),
-            Ragged(self.events, np.array([0, events][: count + 1])), "a store",
+            Slices.of(Ragged(self.events, np.array([0, events][: count + 1]))), "a store",
         )  # fmt: skip
 
     def batch(self) -> Any:

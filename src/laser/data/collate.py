@@ -12,15 +12,16 @@ import numpy as np
 from laser.batch import Batch
 from laser.data.columns import check_ids
 from laser.data.distinct import DistinctItems
+from laser.data.histories import Slices
 from laser.data.lookups import INT32, INT64, Lookups, Source, event_sources, item_sources
 from laser.data.packed import Form, Memory, Packed, plain_memory
 from laser.data.prepared import PreparedData
 from laser.data.samples import Samples
 from laser.schema import Schema
 from laser.seqvault.jit import kernel
-from laser.seqvault.ragged import Ragged
 
 FLOAT32 = np.dtype(np.float32)
+NOT_OLDER = "the store returned an event that is not older than its sample"
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Collator:
         """
         data = self.data
         user_U, time_U, history_of_B = distinct_requests(samples.user_N.astype(np.int64), samples.timestamp_N)
-        events = data.vault.read(user_U, before=time_U, last_n=self.max_history)
+        events = data.read(user_U, time_U, self.max_history)
         requests = Requests(user_U, time_U, history_of_B, events, str(data.path / "vault"))
         return assemble(
             data.schema, data.items, samples, requests, row_B, step=step, global_size=global_size, memory=memory
@@ -78,7 +79,7 @@ class Requests:
     user_U: np.ndarray
     time_U: np.ndarray
     history_of_B: np.ndarray
-    events: Ragged
+    events: Slices
     source: str
 
 
@@ -109,9 +110,9 @@ def assemble(
         ValueError: when an event has an id that the schema does not allow.
     """
     events = requests.events
-    chosen = DistinctItems(events[schema.item.name], schema.item.cardinality or 0)
+    chosen = DistinctItems(events, schema.item.name, schema.item.cardinality or 0)
     if not chosen.sound:
-        check_ids(chosen.item_T, schema.item, requests.source)
+        check_ids(events.packed(schema.item.name), schema.item, requests.source)
     sources = {
         "items": item_sources(schema, items, chosen.item_I),
         "history": event_sources(schema, events),
@@ -119,31 +120,33 @@ def assemble(
         "context": [Source(feature, samples.context[feature.name]) for feature in schema.context],
     }
     others = {
-        "off_U1": events.offsets,
+        "off_U1": events.off_U1,
         "history_of_B": requests.history_of_B,
         "user_B": samples.user_N,
         "timestamp_B": samples.timestamp_N,
         "row_B": row_B,
-        "history_key_U": history_keys(requests.user_U, requests.time_U),
     }
     lookups = Lookups(schema, sources)
     forms = [
         Form(field, part.feature.name, part.dtype, part.shape) for field, parts in sources.items() for part in parts
     ]
     forms += [Form(name, None, INT64, (len(values),)) for name, values in others.items()]
-    count = int(events.offsets[-1])
+    count = int(events.off_U1[-1])
+    forms += [Form("history_key_U", None, INT64, requests.user_U.shape)]
     forms += [Form("item_of_T", None, INT32, (count,)), Form("age_T", None, FLOAT32, (count,))]
     forms += [Form("label_B", None, FLOAT32, (len(samples),))]
     forms += [Form("place", table, INT32, (count,)) for table, count in lookups.counts.items()]
-    on_host = (events.offsets, requests.history_of_B)
+    on_host = (events.off_U1, requests.history_of_B)
     packed = Packed(forms, lookups.most_bytes, memory, on_host, step, global_size)
     arrays = packed.arrays()
-    chosen.write(arrays["item_of_T", None])
-    age_seconds(schema, events, requests.time_U, arrays["age_T", None])
-    arrays["label_B", None][:] = samples.label_N
-    bad = lookups.fill(packed, arrays, others)
+    earlier = _fill_others(
+        requests.user_U, requests.time_U, arrays["history_key_U", None], events[schema.timestamp.name], events.begin_U,
+        events.off_U1, float(schema.seconds_per_tick), arrays["age_T", None], samples.label_N, arrays["label_B", None],
+    )  # fmt: skip
+    assert earlier, NOT_OLDER
+    bad = lookups.fill(packed, arrays, others, chosen)
     if bad is not None:
-        check_ids(bad.values, bad.feature, requests.source)
+        check_ids(bad.wanted, bad.feature, requests.source)
     return packed
 
 
@@ -181,16 +184,24 @@ def _distinct_pairs(user_B, time_B):
 
 def history_keys(user_U: np.ndarray, time_U: np.ndarray) -> np.ndarray:
     """A 64-bit hash of each (user, time), as int64: the SplitMix64 finaliser over the user, then over both."""
-    key_U: np.ndarray = _hashed(user_U, time_U)
+    key_U = np.empty(len(user_U), np.int64)
+    _hashed(user_U, time_U, key_U)
     return key_U
 
 
 @kernel
-def _hashed(user_U, time_U):
-    key_U = np.empty(len(user_U), np.int64)
+def _fill_others(user_U, time_U, key_U, time_N, begin_U, off_U1, seconds_per_tick, age_T, label_N, label_B):
+    """Keys, ages and labels, in one call; returns as ``_ages``."""
+    _hashed(user_U, time_U, key_U)
+    for sample in range(len(label_B)):
+        label_B[sample] = label_N[sample]
+    return _ages(time_N, begin_U, off_U1, time_U, seconds_per_tick, age_T)
+
+
+@kernel
+def _hashed(user_U, time_U, key_U):
     for history in range(len(user_U)):
         key_U[history] = np.int64(_mixed(_mixed(np.uint64(user_U[history])) ^ np.uint64(time_U[history])))
-    return key_U
 
 
 @kernel
@@ -201,22 +212,24 @@ def _mixed(x):
     return x ^ (x >> np.uint64(31))
 
 
-def age_seconds(schema: Schema, events: Ragged, time_U: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+def age_seconds(schema: Schema, events: Slices, time_U: np.ndarray) -> np.ndarray:
     """float32 seconds from each event to its sample; the difference is exact, only the result is rounded."""
-    time_T = events[schema.timestamp.name].astype(np.int64, copy=False)
-    age_T = np.empty(len(time_T), np.float32) if out is None else out
-    earlier = _ages(time_T, events.offsets, time_U, float(schema.seconds_per_tick), age_T)
-    assert earlier, "the store returned an event that is not older than its sample"
+    age_T = np.empty(events.off_U1[-1], np.float32)
+    seconds = float(schema.seconds_per_tick)
+    assert _ages(events[schema.timestamp.name], events.begin_U, events.off_U1, time_U, seconds, age_T), NOT_OLDER
     return age_T
 
 
 @kernel
-def _ages(time_T, off_U1, time_U, seconds_per_tick, age_T):
+def _ages(time_N, begin_U, off_U1, time_U, seconds_per_tick, age_T):
     """Fills ``age_T``; returns whether all events are earlier."""
-    earlier = True
+    lowest = np.int64(1)
     for history in range(len(time_U)):
-        for event in range(off_U1[history], off_U1[history + 1]):
-            ticks = time_U[history] - time_T[event]
-            earlier = earlier and ticks > 0
-            age_T[event] = np.float32(ticks * seconds_per_tick)
-    return earlier
+        first, stop = off_U1[history], off_U1[history + 1]
+        time, from_N = time_U[history], time_N[begin_U[history] : begin_U[history] + stop - first]
+        age = age_T[first:stop]
+        for event in range(len(age)):
+            ticks = time - from_N[event]
+            lowest = min(lowest, ticks)
+            age[event] = np.float32(ticks * seconds_per_tick)
+    return lowest > 0

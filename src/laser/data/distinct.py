@@ -4,8 +4,8 @@ histories is described once.
 Found by the loader's threads beside the training step, and not on a GPU, where the host would have to wait for their
 number. The loader itself marks the ids of all but very large tables while it writes them (filling.py).
 
-Legend of shape suffixes: N ids that look up one table; R distinct ids of it; T history events, packed; I distinct items
-of them; M items of the data set.
+Legend of shape suffixes: N ids that look up one table, or events in memory; R distinct ids of a table; U histories; T
+their events, packed; I distinct items of them; M items of the data set.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from laser.data.histories import Slices
 from laser.schema import Feature, Schema
 from laser.seqvault.jit import kernel
 
@@ -30,53 +31,51 @@ class DistinctItems:
     """Items of events, each once.
 
     Args:
-        item_T: codes, in any integer type.
+        events: histories.
+        item: name of their items' field, in any integer type.
         limit: every code is below it, and none is negative.
     """
 
-    def __init__(self, item_T: np.ndarray, limit: int) -> None:
-        self.item_T, self.sound = np.ascontiguousarray(item_T), True
+    def __init__(self, events: Slices, item: str, limit: int) -> None:
+        self.events, self.item, self.sound = events, item, True
         """``sound``: whether all codes are in range; if not, nothing else is there."""
         self.item_I = np.empty(0, np.int64)
         """Distinct codes, ascending."""
-        self._mark_M, self._place_T = np.empty(0, np.int32), np.empty(0, np.int32)
-        if few_enough(limit, len(item_T)):
-            self._mark_M = np.zeros(limit, np.int32)
-            self.sound, self.item_I = _mark(self.item_T, self._mark_M)
-        elif len(item_T):
+        self.mark_M = np.empty(0, np.int32)
+        """The place in ``item_I`` of each code that occurs, unless ``place_T`` is there."""
+        self.place_T: np.ndarray | None = None
+        """The place in ``item_I`` of each event's item, int32."""
+        count = int(events.off_U1[-1])
+        if few_enough(limit, count):
+            self.mark_M = np.zeros(limit, np.int32)
+            self.sound, self.item_I = _mark(events[item], events.begin_U, events.off_U1, self.mark_M)
+        elif count:
+            item_T = events.packed(item)
             self.sound = bool(item_T.min() >= 0 and item_T.max() < limit)
-            self.item_I, self._place_T = distinct([item_T])
-
-    def write(self, item_of_T: np.ndarray) -> None:
-        """Fill int32 [T] with each event's place in ``item_I``."""
-        if len(self._place_T):
-            item_of_T[:] = self._place_T
-        else:
-            _places(self.item_T, self._mark_M, item_of_T)
+            self.item_I, self.place_T = distinct([item_T])
 
 
 @kernel
-def _mark(item_T, mark_M):
+def _mark(item_N, begin_U, off_U1, mark_M):
     """Whether all codes are in range, and the distinct ones, whose marks become their places."""
-    limit, found = np.uint64(len(mark_M)), 0
-    for item in item_T:
-        if np.uint64(item) >= limit:
-            return False, np.empty(0, np.int64)
-        found += 1 - mark_M[item]
-        mark_M[item] = 1
-    item_I, place = np.empty(found, np.int64), 0
+    limit, begun, seen = np.uint64(len(mark_M)), 0, 0
+    for history in range(len(begin_U)):
+        begin = begin_U[history]
+        stop = begin + off_U1[history + 1] - off_U1[history]
+        # Histories of one user share events: where they begin in ascending order, all up to the last end were seen.
+        first = max(begin, seen) if begin >= begun else begin
+        begun, seen = begin, max(stop, seen) if begin >= begun else stop
+        for item in item_N[first:stop]:
+            if np.uint64(item) >= limit:
+                return False, np.empty(0, np.int64)
+            mark_M[item] = 1
+    item_I, place = np.empty(mark_M.sum(), np.int64), 0
     for item in range(len(mark_M)):
         if mark_M[item]:
             item_I[place] = item
             mark_M[item] = place
             place += 1
     return True, item_I
-
-
-@kernel
-def _places(item_T, mark_M, item_of_T):
-    for event in range(len(item_T)):
-        item_of_T[event] = mark_M[item_T[event]]
 
 
 def distinct_ids(

@@ -4,7 +4,8 @@ One call, because each gives the interpreter's lock away and has to wait for it 
 Columns have types of their own, so they are handed over by address; unsigned, for a negative id is then a large one,
 and past every limit.
 
-Legend of shape suffixes: C columns; N rows of a column, K ids each; M rows of all marked tables; S marked tables.
+Legend of shape suffixes: C columns; N rows of a column, K ids each; U slices; M rows of all marked tables; S marked
+tables.
 """
 
 from __future__ import annotations
@@ -19,16 +20,20 @@ from laser.seqvault.jit import kernel, pointer
 
 COLUMN = np.dtype(
     [
-        ("ids", np.int64),  # address of N x K ids, or of what ``rows`` chooses from
+        ("ids", np.int64),  # address of ids, K a row
         ("known", np.int64),  # how many there are
         ("size", np.int64),  # bytes of an id
-        ("rows", np.int64),  # address of int64 [N], rows of ``ids``; 0: row by row. Behind the column that fills them
+        ("rows", np.int64),  # address of int64 [N], the rows of ``ids`` that are wanted. Behind the column of item codes
+        ("begin", np.int64),  # or address of int64 [U], where the rows begin of which ``off`` tells the number
+        ("off", np.int64),  # address of int64 [U + 1], where they go
+        ("slices", np.int64),  # U; 0: all rows as they are
         ("count", np.int64),  # N
         ("width", np.int64),  # K
         ("limit", np.uint64),  # every id is below; 0: any value is right
         ("wide", np.int64),  # address of int64 or int32 [N * K], to be filled with the ids
-        ("wide_size", np.int64),  # bytes of one of these; int32 only where ``rows`` is 0
-        ("table", np.int64),  # position among the marked tables; -1: not among them
+        ("wide_size", np.int64),  # bytes of one of these; int32 only where ``rows`` is 0; 0: they are not wanted
+        ("mark", np.int64),  # address of int32, the marks of their table
+        ("marks", np.int64),  # how many there are; 0: none
         ("place", np.int64),  # address of int32 [N * K], to be filled with places among the table's distinct ids
     ]
 )
@@ -49,55 +54,64 @@ def fill_columns(
     """
     for index in range(len(columns_C)):
         column = columns_C[index]
-        mark = _of_table(mark_M, first_S1, column.table)
         if column.size == 1:
-            sound = _first_pass(column, carray(pointer(column.ids), column.known, np.uint8), mark)
+            sound = _first_pass(column, carray(pointer(column.ids), column.known, np.uint8))
         elif column.size == 2:
-            sound = _first_pass(column, carray(pointer(column.ids), column.known, np.uint16), mark)
+            sound = _first_pass(column, carray(pointer(column.ids), column.known, np.uint16))
         elif column.size == 4:
-            sound = _first_pass(column, carray(pointer(column.ids), column.known, np.uint32), mark)
+            sound = _first_pass(column, carray(pointer(column.ids), column.known, np.uint32))
         else:
-            sound = _first_pass(column, carray(pointer(column.ids), column.known, np.uint64), mark)
+            sound = _first_pass(column, carray(pointer(column.ids), column.known, np.uint64))
         if not sound:
             return index
     for table in range(len(count_S)):
-        count_S[table] = _number(_of_table(mark_M, first_S1, table), free)
+        count_S[table] = _number(mark_M[first_S1[table] : first_S1[table + 1]], free)
         free += -(-count_S[table] * 8 // ALIGNMENT) * ALIGNMENT
     for index in range(len(columns_C)):
         column = columns_C[index]
-        mark = _of_table(mark_M, first_S1, column.table)
         if column.size == 1:
-            _second_pass(column, carray(pointer(column.ids), column.known, np.uint8), mark)
+            _second_pass(column, carray(pointer(column.ids), column.known, np.uint8))
         elif column.size == 2:
-            _second_pass(column, carray(pointer(column.ids), column.known, np.uint16), mark)
+            _second_pass(column, carray(pointer(column.ids), column.known, np.uint16))
         elif column.size == 4:
-            _second_pass(column, carray(pointer(column.ids), column.known, np.uint32), mark)
+            _second_pass(column, carray(pointer(column.ids), column.known, np.uint32))
         else:
-            _second_pass(column, carray(pointer(column.ids), column.known, np.uint64), mark)
+            _second_pass(column, carray(pointer(column.ids), column.known, np.uint64))
     return -1
 
 
 @kernel
-def _of_table(mark_M: np.ndarray, first_S1: np.ndarray, table: int) -> np.ndarray:
-    return mark_M[first_S1[table] : first_S1[table + 1]] if table >= 0 else mark_M[:0]
+def _first_pass(column: Any, ids: np.ndarray) -> bool:
+    """Check one column, mark its ids if there are marks, and widen them if they are not chosen by rows."""
+    mark = carray(pointer(column.mark), column.marks, np.int32)
+    if column.rows > 0:
+        return _check_rows(column, ids, mark)
+    if column.wide_size == 0:
+        return True  # its table has been marked and numbered before
+    # Loops of their own, for without marks they use vectors.
+    for index in range(max(1, column.slices)):
+        first, to, count = _slice(column, index)
+        part = ids[first : first + count]
+        if column.wide_size == 4:
+            highest = _widened(part, carray(pointer(column.wide + 4 * to), count, np.int32))
+        else:
+            highest = _widened(part, carray(pointer(column.wide + 8 * to), count, np.int64))
+        if column.limit > 0 and highest >= column.limit and count > 0:
+            return False
+        if len(mark) > 0:
+            for at in range(count):
+                mark[part[at]] = 1
+    return True
 
 
 @kernel
-def _first_pass(column: Any, ids: np.ndarray, mark: np.ndarray) -> bool:
-    """Check one column, mark its ids unless ``mark`` is empty, and widen them if they are not chosen by rows."""
-    if column.rows > 0:
-        return _check_rows(column, ids, mark)
-    # Loops of their own, for without marks they use vectors.
-    if column.wide_size == 4:
-        highest = _widened(ids, carray(pointer(column.wide), len(ids), np.int32))
-    else:
-        highest = _widened(ids, carray(pointer(column.wide), len(ids), np.int64))
-    if column.limit > 0 and highest >= column.limit and len(ids) > 0:
-        return False
-    if len(mark) > 0:
-        for at in range(len(ids)):
-            mark[ids[at]] = 1
-    return True
+def _slice(column: Any, index: int) -> Any:
+    """Where a slice begins in the column's ids, where it goes, and how many ids it has."""
+    if column.slices == 0:
+        return 0, 0, column.count * column.width
+    first = carray(pointer(column.begin), column.slices, np.int64)[index]
+    off = carray(pointer(column.off), column.slices + 1, np.int64)
+    return first * column.width, off[index] * column.width, (off[index + 1] - off[index]) * column.width
 
 
 @kernel
@@ -141,14 +155,15 @@ def _number(mark: np.ndarray, free: int) -> int:
 
 
 @kernel
-def _second_pass(column: Any, ids: np.ndarray, mark: np.ndarray) -> None:
-    """Places of one column's ids, unless ``mark`` is empty; where they are chosen by rows, the ids too."""
-    total = column.count * column.width
+def _second_pass(column: Any, ids: np.ndarray) -> None:
+    """Places of one column's ids, if there are marks; where they are chosen by rows, the ids too."""
+    total, mark = column.count * column.width, carray(pointer(column.mark), column.marks, np.int32)
     place = carray(pointer(column.place), total, np.int32)
     if column.rows == 0:
-        if len(mark) > 0:
-            for at in range(total):
-                place[at] = mark[ids[at]]
+        for index in range(max(1, column.slices) if len(mark) > 0 else 0):
+            first, to, count = _slice(column, index)
+            for at in range(count):
+                place[to + at] = mark[ids[first + at]]
         return
     wide = carray(pointer(column.wide), total, np.int64)
     rows, width, at = carray(pointer(column.rows), column.count, np.int64), np.uint64(column.width), np.uint64(0)

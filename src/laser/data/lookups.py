@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from laser.data.distinct import distinct, few_enough
+from laser.data.distinct import DistinctItems, distinct, few_enough
 from laser.data.filling import COLUMN, fill_columns
+from laser.data.histories import Slices
 from laser.data.packed import Form, Packed, aligned
 from laser.schema import Feature, Kind, Schema
-from laser.seqvault.ragged import Ragged
 
 MOST_IN_INT32 = 1 << 31
 """Cardinality of ids that int32 holds."""
@@ -28,17 +28,19 @@ Arrays = Mapping[tuple[str, str | None], np.ndarray]
 
 @dataclass(frozen=True)
 class Source:
-    """Where the ids of a field come from: ``values`` [N] or [N, K], or their rows that the field's item codes name.
+    """Where the ids of a field come from: ``values`` [N] or [N, K], or rows of them.
 
     Args:
         feature: of the field.
         values: in any integer type.
-        rows: N, when rows of ``values`` are chosen.
+        rows: N, when item codes choose rows of ``values``.
+        events: histories, when these do.
     """
 
     feature: Feature
     values: np.ndarray
     rows: int | None = None
+    events: Slices | None = None
 
     @property
     def dtype(self) -> np.dtype:
@@ -51,6 +53,11 @@ class Source:
         """Of the field."""
         return (len(self.values) if self.rows is None else self.rows, *self.values.shape[1:])
 
+    @property
+    def wanted(self) -> np.ndarray:
+        """The values of the events."""
+        return self.values if self.events is None else self.events.packed(self.feature.name)
+
 
 def item_sources(schema: Schema, items: Mapping[str, np.ndarray], item_N: np.ndarray) -> list[Source]:
     """Item codes and what is known about these items, as ``schema.target``."""
@@ -58,9 +65,10 @@ def item_sources(schema: Schema, items: Mapping[str, np.ndarray], item_N: np.nda
     return [Source(schema.item, item_N), *side]
 
 
-def event_sources(schema: Schema, events: Ragged) -> list[Source]:
+def event_sources(schema: Schema, events: Slices) -> list[Source]:
     """What is known about events beside their items."""
-    return [Source(feature, events[feature.name]) for feature in schema.of_kind(Kind.EVENT_SIDE)]
+    count = int(events.off_U1[-1])
+    return [Source(feature, events[feature.name], count, events) for feature in schema.of_kind(Kind.EVENT_SIDE)]
 
 
 class Lookups:
@@ -84,19 +92,23 @@ class Lookups:
         self.marked = [table for table, count in self.counts.items() if few_enough(rows[table], count)]
         self.first_S1 = np.cumsum([0, *(rows[table] for table in self.marked)])
 
-    def fill(self, packed: Packed, arrays: Arrays, others: Mapping[str, np.ndarray]) -> Source | None:
+    def fill(
+        self, packed: Packed, arrays: Arrays, others: Mapping[str, np.ndarray], chosen: DistinctItems
+    ) -> Source | None:
         """Write the ids of all sources, the distinct ones and their places; returns a source with ids out of range.
 
         Args:
             packed: the batch; distinct ids are added to it.
             arrays: its arrays.
             others: fields that are no lookups, to be written as int64.
+            chosen: the histories' items.
         """
         sources = [source for part in self.sources.values() for source in part]
         # Other memory with the same values must not go before its address has been used.
         held = [np.ascontiguousarray(values) for values in (*(s.values for s in sources), *others.values())]
-        columns_C = np.array(self._columns(held, arrays) + _plain(held[len(sources) :], list(others), arrays), COLUMN)
         mark_M, count_S = np.zeros(self.first_S1[-1], np.int32), np.zeros(len(self.marked), np.int64)
+        columns = self._columns(held, arrays, _address(mark_M)) + _plain(held[len(sources) :], list(others), arrays)
+        columns_C = np.array([*columns, *_places(chosen, arrays["item_of_T", None])], COLUMN)
         bad = fill_columns(columns_C, mark_M, self.first_S1, packed.address + packed.first[-1], count_S)
         if bad >= 0:
             return sources[bad]
@@ -107,8 +119,11 @@ class Lookups:
                 self._sort(table, packed, arrays)
         return None
 
-    def _columns(self, held: Sequence[np.ndarray], arrays: Arrays) -> list[tuple[int, ...]]:
-        position = {table: index for index, table in enumerate(self.marked)}
+    def _columns(self, held: Sequence[np.ndarray], arrays: Arrays, mark: int) -> list[tuple[int, ...]]:
+        marks = {
+            table: (mark + INT32.itemsize * int(first), int(stop - first))
+            for table, first, stop in zip(self.marked, self.first_S1, self.first_S1[1:])
+        }
         place = {table: _address(arrays["place", table]) for table in self.counts}
         columns, values = [], iter(held)
         for field, sources in self.sources.items():
@@ -116,10 +131,10 @@ class Lookups:
             for source, there, ids in zip(sources, wide, values):
                 to, size = _address(there), there.itemsize
                 table, limit = source.feature.table or "", source.feature.cardinality or 0
-                rows, width = 0 if source.rows is None else _address(wide[0]), math.prod(source.shape[1:])
+                rows = 0 if source.rows is None or source.events is not None else _address(wide[0])
                 columns.append((
-                    _address(ids), ids.size, ids.itemsize, rows, source.shape[0], width, limit, to, size,
-                    position.get(table, -1), place.get(table, 0),
+                    _address(ids), ids.size, ids.itemsize, rows, *_slices(source.events), source.shape[0],
+                    math.prod(source.shape[1:]), limit, to, size, *marks.get(table, (0, 0)), place.get(table, 0),
                 ))  # fmt: skip
                 if table:
                     place[table] += INT32.itemsize * math.prod(source.shape)
@@ -140,9 +155,30 @@ class Lookups:
 
 def _plain(held: Sequence[np.ndarray], fields: Sequence[str], arrays: Arrays) -> list[tuple[int, ...]]:
     return [
-        (_address(values), values.size, values.itemsize, 0, len(values), 1, 0, _address(arrays[field, None]), 8, -1, 0)
+        (
+            _address(values), values.size, values.itemsize, 0, 0, 0, 0, len(values), 1, 0,
+            _address(arrays[field, None]), 8, 0, 0, 0,
+        )
         for field, values in zip(fields, held, strict=True)
-    ]
+    ]  # fmt: skip
+
+
+def _places(chosen: DistinctItems, item_of_T: np.ndarray) -> list[tuple[int, ...]]:
+    """The place of each event's item, as a column."""
+    if chosen.place_T is not None:
+        item_of_T[:] = chosen.place_T
+        return []
+    ids, mark_M = chosen.events[chosen.item], chosen.mark_M
+    return [(
+        _address(ids), ids.size, ids.itemsize, 0, *_slices(chosen.events), len(item_of_T), 1, 0, 0, 0,
+        _address(mark_M), len(mark_M), _address(item_of_T),
+    )]  # fmt: skip
+
+
+def _slices(events: Slices | None) -> tuple[int, int, int]:
+    if events is None:
+        return 0, 0, 0
+    return _address(events.begin_U), _address(events.off_U1), len(events.begin_U)
 
 
 def _address(values: np.ndarray) -> int:

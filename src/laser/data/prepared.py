@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 
 from laser.data.columns import CURE, check_categorical, read_columns
+from laser.data.histories import Histories, Slices
 from laser.data.samples import Samples
 from laser.schema import Kind, Schema
 from laser.seqvault import Field, SeqVault
-from laser.seqvault.cache import OVERHEAD
 from laser.seqvault.layout import Layout
+from laser.seqvault.planning import FOREVER
 
 SPLITS = ("train", "val", "test")
 CACHE_BYTES = 1 << 30
@@ -24,13 +26,14 @@ class PreparedData:
 
     Args:
         path: the folder that holds ``schema.json``, ``items.parquet``, ``vault/`` and ``samples/``.
-        cache_bytes: memory for decoded histories; 0 for none. It is used if all of them fit: otherwise samples in
-            random order would find few there, and each read would put histories in the place of others.
+        cache_bytes: memory for decoded histories; 0 for none. They are decoded now if all of them fit: of a part of
+            them, samples in random order would find few there.
 
     Attributes:
         schema: of every field.
         items: per item side feature an array [items] or [items, K] of ids; row i describes item code i.
         vault: the users' histories.
+        histories: all of them, decoded; ``None`` where they do not fit.
 
     Raises:
         ValueError: when a part is missing, cannot be read, or does not fit the schema.
@@ -46,9 +49,7 @@ class PreparedData:
         self.vault = SeqVault.open(self.path / "vault")
         try:
             self._check_vault()
-            if cache_bytes and self._decoded_bytes() <= cache_bytes:
-                self.vault.close()
-                self.vault = SeqVault.open(self.path / "vault", cache_bytes=cache_bytes)
+            self.histories = Histories(self.vault) if Histories.nbytes_of(self.vault) <= cache_bytes else None
         except BaseException:
             self.close()
             raise
@@ -62,6 +63,24 @@ class PreparedData:
         if name not in SPLITS:
             raise ValueError(f"no split {name!r} in {self.path}; choose one of {', '.join(SPLITS)}")
         return Samples.read(self.path / "samples" / name, self.schema)
+
+    def read(
+        self, user_U: np.ndarray, time_U: np.ndarray, last_n: int | None = None, fields: Sequence[str] | None = None
+    ) -> Slices:
+        """Histories of U pairs of user and time, from memory or else from the store.
+
+        Args:
+            user_U: int64 user codes; one that is not in the store has no events.
+            time_U: int64 ticks; only strictly earlier events are read.
+            last_n: at most this many events of each, the newest; ``None`` for all.
+            fields: names of the fields that are needed, all by default.
+
+        Raises:
+            ValueError: when stored data is damaged (with file and offset).
+        """
+        if self.histories is not None:
+            return self.histories.before(user_U, time_U, FOREVER if last_n is None else last_n)
+        return Slices.of(self.vault.read(user_U, before=time_U, last_n=last_n, fields=fields))
 
     def close(self) -> None:
         """Close the history store."""
@@ -95,13 +114,6 @@ class PreparedData:
             row = wrong[0]
             raise ValueError(f"row {row} of {file} describes item {codes[row]}, expected item {row}; {CURE}")
         return columns
-
-    def _decoded_bytes(self) -> int:
-        """What a cache of all histories takes, at most."""
-        stats, layout = self.vault.stats(), self.vault.layout
-        fields = (*layout.fields, *layout.derived)
-        width = sum(np.dtype(field.dtype).itemsize * field.length for field in fields)
-        return int(stats["events"] * width + stats["chunks"] * OVERHEAD)
 
     def _check_vault(self) -> None:
         found, wanted = self.vault.layout.fields, Layout.of(self.schema).fields

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from laser.batch import Batch
 from laser.data.collate import Requests, age_seconds, assemble, with_side_info
+from laser.data.histories import Slices
 from laser.data.samples import Samples
 from laser.model.laser import Laser
 from laser.model.shared_history import Scores, SharedHistory
@@ -106,7 +107,7 @@ class Engine:
             np.zeros(len(history_of_B), np.uint8),
             {name: np.concatenate([part.context[name] for part in parts]) for name in parts[0].context},
         )
-        histories = Requests(key, time, history_of_B, _chosen(events, places), "the store")
+        histories = Requests(key, time, history_of_B, Slices.of(_chosen(events, places)), "the store")
         rows = np.arange(len(history_of_B))
         packed = assemble(self.schema, self.items, samples, histories, rows, step=0, global_size=len(rows))
         return packed.batch().to(self.device)
@@ -130,7 +131,7 @@ class Engine:
 
     def history(self, request: CodedRequest, events: Events) -> tuple[Tensor, Tensor]:
         """Rows [L, C] and ages [L] in seconds of a request's history."""
-        age_L = age_seconds(self.schema, self._alone(events), np.array([request.time], np.int64))
+        age_L = age_seconds(self.schema, Slices.of(self._alone(events)), np.array([request.time], np.int64))
         return self.rows.of(request.key, events), torch.from_numpy(age_L).to(self.device)
 
     def forward(
