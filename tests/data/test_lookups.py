@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -124,6 +125,7 @@ def test_arrays_that_are_not_contiguous():
     parts = Parts(schema_of("uint16", "uint8", "uint8"), 200, 30)
     for name in ("item", "event_tags", "rating"):
         parts.events[name] = np.repeat(parts.events[name], 2, axis=0)[::2]
+    parts.requests = replace(parts.requests, events=Slices.of(Ragged(parts.events, parts.requests.events.off_U1)))
     assert_right(parts)
 
 

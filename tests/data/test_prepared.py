@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from laser.data.histories import Histories
 from laser.data.loader import BatchLoader
 from laser.data.prepared import PreparedData
 from laser.schema import Schema
@@ -178,15 +179,35 @@ def test_histories_are_decoded_once_where_all_fit(prepared: Path) -> None:
             assert one.age_T.tolist() == other.age_T.tolist()
             for name in (*one.items, *one.history):
                 assert one.event_ids(name).tolist() == other.event_ids(name).tolist()
-        stats, most = cached.vault.stats(), cached._decoded_bytes()
-        assert "cache_hits" not in plain.vault.stats()
-    assert 0 < stats["cache_bytes"] <= most
-    assert stats["cache_hits"] > 5 * stats["cache_misses"]
+        assert plain.histories is None
+        cached.vault.close()
+        assert cached.histories is not None
+        list(BatchLoader(cached, "val", batch_size=100, max_history=30, shuffle=False, seed=0))
 
 
-def test_no_cache_where_not_all_histories_fit(prepared: Path) -> None:
+def test_no_histories_in_memory_where_not_all_fit(prepared: Path) -> None:
     with PreparedData(prepared) as data:
-        needed = data._decoded_bytes()
-    for budget, cached in ((needed - 1, False), (needed, True)):
+        needed = Histories.nbytes_of(data.vault)
+    for budget, decoded in ((0, False), (needed - 1, False), (needed, True)):
         with PreparedData(prepared, cache_bytes=budget) as data:
-            assert ("cache_hits" in data.vault.stats()) == cached
+            assert (data.histories is not None) == decoded
+            if data.histories is not None:
+                assert data.histories.nbytes == needed
+
+
+def test_a_stored_id_out_of_range_is_named_wherever_histories_are(copy: Path) -> None:
+    change_schema(copy, "rating", cardinality=2)
+    for budget in (0, 1 << 30):
+        with PreparedData(copy, cache_bytes=budget) as data:
+            loader = BatchLoader(data, "train", batch_size=500, max_history=9, shuffle=False, seed=0)
+            with pytest.raises(ValueError, match=r"'rating' of .*vault has id 2, expected ids up to 1"):
+                list(loader)
+
+
+def test_a_damaged_store_is_named_when_its_histories_are_decoded(copy: Path) -> None:
+    file = max((copy / "vault").glob("segment-*.seg"), key=lambda path: path.stat().st_size)
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 255
+    file.write_bytes(data)
+    with pytest.raises(ValueError, match=r"is damaged at offset \d+: a chunk does not match its checksum"):
+        PreparedData(copy, cache_bytes=1 << 30)

@@ -23,7 +23,10 @@ COLUMN = np.dtype(
         ("ids", np.int64),  # address of ids, K a row
         ("known", np.int64),  # how many there are
         ("size", np.int64),  # bytes of an id
-        ("rows", np.int64),  # address of int64 [N], the rows of ``ids`` that are wanted. Behind the column of item codes
+        (
+            "rows",
+            np.int64,
+        ),  # address of int64 [N], the rows of ``ids`` that are wanted. Behind the column of item codes
         ("begin", np.int64),  # or address of int64 [U], where the rows begin of which ``off`` tells the number
         ("off", np.int64),  # address of int64 [U + 1], where they go
         ("slices", np.int64),  # U; 0: all rows as they are
@@ -99,8 +102,7 @@ def _first_pass(column: Any, ids: np.ndarray) -> bool:
         if column.limit > 0 and highest >= column.limit and count > 0:
             return False
         if len(mark) > 0:
-            for at in range(count):
-                mark[part[at]] = 1
+            _mark(part, mark)
     return True
 
 
@@ -112,6 +114,12 @@ def _slice(column: Any, index: int) -> Any:
     first = carray(pointer(column.begin), column.slices, np.int64)[index]
     off = carray(pointer(column.off), column.slices + 1, np.int64)
     return first * column.width, off[index] * column.width, (off[index + 1] - off[index]) * column.width
+
+
+@kernel
+def _mark(ids: np.ndarray, mark: np.ndarray) -> None:
+    for at in range(len(ids)):
+        mark[ids[at]] = 1
 
 
 @kernel
@@ -162,8 +170,7 @@ def _second_pass(column: Any, ids: np.ndarray) -> None:
     if column.rows == 0:
         for index in range(max(1, column.slices) if len(mark) > 0 else 0):
             first, to, count = _slice(column, index)
-            for at in range(count):
-                place[to + at] = mark[ids[first + at]]
+            _look_up(ids[first : first + count], mark, place[to : to + count])
         return
     wide = carray(pointer(column.wide), total, np.int64)
     rows, width, at = carray(pointer(column.rows), column.count, np.int64), np.uint64(column.width), np.uint64(0)
@@ -174,3 +181,9 @@ def _second_pass(column: Any, ids: np.ndarray) -> None:
             if len(mark) > 0:
                 place[at] = mark[ids[entry]]
             at += np.uint64(1)
+
+
+@kernel
+def _look_up(ids: np.ndarray, mark: np.ndarray, place: np.ndarray) -> None:
+    for at in range(len(ids)):
+        place[at] = mark[ids[at]]

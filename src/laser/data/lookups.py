@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 import numpy as np
 
@@ -90,7 +91,7 @@ class Lookups:
         self.most_bytes = sum(aligned(8 * min(rows[table], count)) for table, count in self.counts.items())
         """That distinct ids can take."""
         self.marked = [table for table, count in self.counts.items() if few_enough(rows[table], count)]
-        self.first_S1 = np.cumsum([0, *(rows[table] for table in self.marked)])
+        self.first_S1 = list(accumulate((rows[table] for table in self.marked), initial=0))
 
     def fill(
         self, packed: Packed, arrays: Arrays, others: Mapping[str, np.ndarray], chosen: DistinctItems
@@ -109,7 +110,8 @@ class Lookups:
         mark_M, count_S = np.zeros(self.first_S1[-1], np.int32), np.zeros(len(self.marked), np.int64)
         columns = self._columns(held, arrays, _address(mark_M)) + _plain(held[len(sources) :], list(others), arrays)
         columns_C = np.array([*columns, *_places(chosen, arrays["item_of_T", None])], COLUMN)
-        bad = fill_columns(columns_C, mark_M, self.first_S1, packed.address + packed.first[-1], count_S)
+        first_S1 = np.array(self.first_S1, np.int64)
+        bad = fill_columns(columns_C, mark_M, first_S1, packed.address + packed.first[-1], count_S)
         if bad >= 0:
             return sources[bad]
         for table, count in zip(self.marked, count_S.tolist(), strict=True):
@@ -120,10 +122,8 @@ class Lookups:
         return None
 
     def _columns(self, held: Sequence[np.ndarray], arrays: Arrays, mark: int) -> list[tuple[int, ...]]:
-        marks = {
-            table: (mark + INT32.itemsize * int(first), int(stop - first))
-            for table, first, stop in zip(self.marked, self.first_S1, self.first_S1[1:])
-        }
+        bounds = zip(self.marked, pairwise(self.first_S1), strict=True)
+        marks = {table: (mark + INT32.itemsize * first, stop - first) for table, (first, stop) in bounds}
         place = {table: _address(arrays["place", table]) for table in self.counts}
         columns, values = [], iter(held)
         for field, sources in self.sources.items():
@@ -132,12 +132,13 @@ class Lookups:
                 to, size = _address(there), there.itemsize
                 table, limit = source.feature.table or "", source.feature.cardinality or 0
                 rows = 0 if source.rows is None or source.events is not None else _address(wide[0])
+                count, width = len(there), math.prod(there.shape[1:])
                 columns.append((
-                    _address(ids), ids.size, ids.itemsize, rows, *_slices(source.events), source.shape[0],
-                    math.prod(source.shape[1:]), limit, to, size, *marks.get(table, (0, 0)), place.get(table, 0),
+                    _address(ids), ids.size, ids.itemsize, rows, *_slices(source.events), count, width, limit, to, size,
+                    *marks.get(table, (0, 0)), place.get(table, 0),
                 ))  # fmt: skip
                 if table:
-                    place[table] += INT32.itemsize * math.prod(source.shape)
+                    place[table] += INT32.itemsize * count * width
         return columns
 
     def _sort(self, table: str, packed: Packed, arrays: Arrays) -> None:

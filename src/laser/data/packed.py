@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -78,7 +79,7 @@ class Packed:
     ) -> None:
         self.forms, self.on_host = forms, on_host
         self.step, self.global_size = step, global_size
-        self.first = np.cumsum([0, *(aligned(form.nbytes) for form in forms)]).tolist()
+        self.first = list(accumulate((aligned(form.nbytes) for form in forms), initial=0))
         """Bytes before each tensor, and before the spare ones."""
         self._whole = memory(self.first[-1] + spare)
         self._bytes = self._whole.numpy()
@@ -128,18 +129,19 @@ class Packed:
         return Batch(**fields, step=self.step, global_size=self.global_size)
 
     def _views(self, flat: Tensor) -> list[Tensor]:
-        found: dict[int, Tensor] = {}
-        for dtype in dict.fromkeys(form.dtype for form in self.forms):
-            sizes, part_of, end = list[int](), dict[int, int](), 0
-            for index, form in enumerate(self.forms):
-                if form.dtype == dtype:
-                    begin, count = self.first[index] // dtype.itemsize, math.prod(form.shape)
-                    sizes += [begin - end, count] if begin > end else [count]
-                    part_of[index], end = len(sizes) - 1, begin + count
-            # One split for all tensors of a type: each call of torch gives the interpreter's lock away.
-            rest = flat.nbytes // dtype.itemsize - end
-            parts = flat.view(TORCH[dtype]).split_with_sizes([*sizes, rest])
-            for index, part in part_of.items():
-                shape = self.forms[index].shape
-                found[index] = parts[part] if len(shape) == 1 else parts[part].view(shape)
-        return [found[index] for index in range(len(self.forms))]
+        sizes: dict[np.dtype, list[int]] = {}
+        """Numbers of each type between its tensors and in them, in turns."""
+        ends: dict[np.dtype, int] = {}
+        for form, first in zip(self.forms, self.first):
+            begin, count = first // form.dtype.itemsize, math.prod(form.shape)
+            sizes.setdefault(form.dtype, []).extend((begin - ends.get(form.dtype, 0), count))
+            ends[form.dtype] = begin + count
+        # One split for all tensors of a type: each call of torch gives the interpreter's lock away.
+        parts = {
+            dtype: iter(
+                flat.view(TORCH[dtype]).split_with_sizes([*of, flat.nbytes // dtype.itemsize - ends[dtype]])[1::2]
+            )
+            for dtype, of in sizes.items()
+        }
+        views = ((form.shape, next(parts[form.dtype])) for form in self.forms)
+        return [view if len(shape) == 1 else view.view(shape) for shape, view in views]
