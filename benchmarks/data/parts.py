@@ -71,9 +71,9 @@ def main() -> None:
             rows = np.random.default_rng(index).permutation(len(samples))[: options.batch_size]
             chosen = samples.take(rows)
             user_U, time_U, _ = distinct_requests(chosen.user_N.astype(np.int64), chosen.timestamp_N)
-            for name, data in (("read", plain), ("read, cache", cached)):
+            for name, data in (("read", plain), ("found in memory", cached)):
                 collate = Collator(data, options.max_history)
-                timed(name, data.vault.read, user_U, before=time_U, last_n=options.max_history)
+                timed(name, data.read, user_U, time_U, options.max_history)
                 timed(f"whole batch by {name}", collate.packed, chosen, rows, step=0, global_size=len(rows))
             batch = collate(chosen, rows, step=0, global_size=len(rows))
             if network is not None:

@@ -129,19 +129,14 @@ class Packed:
         return Batch(**fields, step=self.step, global_size=self.global_size)
 
     def _views(self, flat: Tensor) -> list[Tensor]:
-        sizes: dict[np.dtype, list[int]] = {}
-        """Numbers of each type between its tensors and in them, in turns."""
-        ends: dict[np.dtype, int] = {}
-        for form, first in zip(self.forms, self.first):
-            begin, count = first // form.dtype.itemsize, math.prod(form.shape)
-            sizes.setdefault(form.dtype, []).extend((begin - ends.get(form.dtype, 0), count))
-            ends[form.dtype] = begin + count
-        # One split for all tensors of a type: each call of torch gives the interpreter's lock away.
-        parts = {
-            dtype: iter(
-                flat.view(TORCH[dtype]).split_with_sizes([*of, flat.nbytes // dtype.itemsize - ends[dtype]])[1::2]
-            )
-            for dtype, of in sizes.items()
-        }
-        views = ((form.shape, next(parts[form.dtype])) for form in self.forms)
-        return [view if len(shape) == 1 else view.view(shape) for shape, view in views]
+        # Each call of torch gives the interpreter's lock away, and so does each tensor that is let go of: splitting the
+        # buffer takes fewer calls, but makes a tensor of every padding.
+        whole = {dtype: flat.view(TORCH[dtype]) for dtype in dict.fromkeys(form.dtype for form in self.forms)}
+        return [
+            whole[form.dtype].as_strided(form.shape, _strides(form.shape), first // form.dtype.itemsize)
+            for form, first in zip(self.forms, self.first)
+        ]
+
+
+def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return (1,) if len(shape) == 1 else (max(shape[1], 1), 1)
