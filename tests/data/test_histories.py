@@ -22,11 +22,11 @@ USERS = np.array([1, 2, 5, 9, 2**40, 2**63 - 1], np.int64)
 UNKNOWN = np.array([0, 3, 2**41], np.int64)
 
 
-@pytest.fixture(params=[1, 4, module.USERS_AT_A_TIME])
+@pytest.fixture(params=[1, 150, module.EVENTS_AT_A_TIME])
 def vault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest):
     """Histories of 0 to some 3000 events with many equal times, in segments, out of order and in the log; codes for
     items, and a derived field."""
-    monkeypatch.setattr(module, "USERS_AT_A_TIME", request.param)
+    monkeypatch.setattr(module, "EVENTS_AT_A_TIME", request.param)
     rng, fields = np.random.default_rng(3), (*FIELDS, Field("author", "int32"))
     with SeqVault.create(tmp_path / "vault", fields, dictionaries=["item"], derived={"author": "item"}) as vault:
         for count in (3000, 40, 3):
@@ -52,8 +52,8 @@ def assert_reads_are_equal(found: Slices, wanted: Ragged) -> None:
         assert np.array_equal(values, wanted[field.name]), field.name
 
 
-@pytest.mark.parametrize("last_n", [0, 1, 7, 2**62])
-def test_equals_the_store(vault: SeqVault, last_n: int) -> None:
+@pytest.mark.parametrize("last_n", [0, 1, 7, 2**62, None])
+def test_equals_the_store(vault: SeqVault, last_n: int | None) -> None:
     rng, histories = np.random.default_rng(4), Histories(vault)
     users = rng.choice(np.concatenate([USERS, UNKNOWN, [777]]), 400)
     times = rng.integers(-22, 23, 400)
@@ -61,8 +61,8 @@ def test_equals_the_store(vault: SeqVault, last_n: int) -> None:
     found = histories.before(users, times, last_n)
     assert_reads_are_equal(found, vault.read(users, before=times, last_n=last_n))
     lengths = np.diff(found.off_U1)
-    assert lengths.max() == min(last_n, lengths.max())
-    assert last_n < 7 or len(set(lengths.tolist())) > 5
+    assert last_n is None or lengths.max() <= last_n
+    assert last_n in (0, 1) or len(set(lengths.tolist())) > 5
 
 
 def test_equal_times_at_the_border_are_left_out(tmp_path: Path) -> None:
@@ -81,6 +81,23 @@ def test_an_empty_store_and_no_requests(tmp_path: Path) -> None:
         found = histories.before(users, np.zeros(len(users), np.int64), 5)
         assert found.off_U1.tolist() == [0] * (len(users) + 1)
         assert found.packed("tags").shape == (0, 3)
+
+
+def test_they_are_decoded_a_part_at_a_time(vault: SeqVault, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Encoded events of all users at once would be memory that nobody has asked for."""
+    parts, read_into = list[np.ndarray](), vault.read_into
+
+    def read(users: np.ndarray, *rest: Any, **options: Any) -> np.ndarray:
+        parts.append(users)
+        return read_into(users, *rest, **options)
+
+    monkeypatch.setattr(vault, "read_into", read)
+    Histories(vault)
+    most, sizes = module.EVENTS_AT_A_TIME, [int(vault.lengths(users).sum()) for users in parts]
+    assert np.concatenate(parts).tolist() == USERS.tolist()
+    assert all(size <= most or len(users) == 1 for size, users in zip(sizes, parts, strict=True))
+    joined = [size + int(vault.lengths(after)[0]) for size, after in zip(sizes, parts[1:])]
+    assert all(size > most for size in joined), "no part could take one user more"
 
 
 def test_their_memory_is_known_before_they_are_read(vault: SeqVault) -> None:
@@ -137,7 +154,7 @@ def test_slices_in_any_order_that_overlap_or_repeat(prepared: Path) -> None:
     with PreparedData(prepared, cache_bytes=1 << 30) as data:
         histories, samples = data.histories, data.split("test")
         assert histories is not None
-        everything = histories.before(np.arange(60), np.full(60, 2**62), 2**62)
+        everything = histories.before(np.arange(60), np.full(60, 2**62))
         rng = np.random.default_rng(0)
         for count in (0, 1, 40):
             begin_U, length_U = rng.integers(0, 400, count), rng.integers(0, 60, count)

@@ -1,6 +1,7 @@
 """Samples + their histories + item side info -> ``Batch``.
 
-Legend of shape suffixes: B samples; U distinct histories; T history events, packed; K values of a multi-valued feature.
+Legend of shape suffixes: B samples; U distinct histories; T history events, packed; N events in memory; K values of a
+multi-valued feature.
 """
 
 from __future__ import annotations
@@ -146,7 +147,7 @@ def assemble(
     assert earlier, NOT_OLDER
     bad = lookups.fill(packed, arrays, others, chosen)
     if bad is not None:
-        check_ids(bad.wanted, bad.feature, requests.source)
+        check_ids(bad.checked, bad.feature, requests.source)
     return packed
 
 

@@ -23,13 +23,10 @@ COLUMN = np.dtype(
         ("ids", np.int64),  # address of ids, K a row
         ("known", np.int64),  # how many there are
         ("size", np.int64),  # bytes of an id
-        (
-            "rows",
-            np.int64,
-        ),  # address of int64 [N], the rows of ``ids`` that are wanted. Behind the column of item codes
-        ("begin", np.int64),  # or address of int64 [U], where the rows begin of which ``off`` tells the number
-        ("off", np.int64),  # address of int64 [U + 1], where they go
-        ("slices", np.int64),  # U; 0: all rows as they are
+        ("rows", np.int64),  # address of int64 [N], rows of ``ids``; 0: none. Behind the column that fills them
+        ("begin", np.int64),  # address of int64 [U], the row of ``ids`` where each slice begins
+        ("off", np.int64),  # address of int64 [U + 1], where it goes
+        ("slices", np.int64),  # U; 0, and no ``rows``: row by row
         ("count", np.int64),  # N
         ("width", np.int64),  # K
         ("limit", np.uint64),  # every id is below; 0: any value is right

@@ -24,8 +24,8 @@ from laser.seqvault import SeqVault
 from laser.seqvault.jit import kernel
 from laser.seqvault.ragged import Ragged
 
-USERS_AT_A_TIME = 4096
-"""Whose encoded events are in memory while they are decoded."""
+EVENTS_AT_A_TIME = 1 << 20
+"""So many events, encoded, are in memory beside the decoded ones while these are made; more only of a single user."""
 
 
 @dataclass(frozen=True)
@@ -77,10 +77,14 @@ class Histories:
         count = int(self._off_H1[-1])
         self._fields = {field.name: np.empty((count, *field.shape), field.dtype) for field in layout.fields}
         self._time_N = self._fields[layout.fields[0].name]
-        for first in range(0, len(self._user_H), USERS_AT_A_TIME):
-            some = self._user_H[first : first + USERS_AT_A_TIME]
-            events = slice(self._off_H1[first], self._off_H1[first + len(some)])
-            vault.read_into(some, {name: values[events] for name, values in self._fields.items()}, align="packed")
+        first = 0
+        while first < len(self._user_H):
+            most = self._off_H1[first] + EVENTS_AT_A_TIME
+            stop = max(first + 1, int(np.searchsorted(self._off_H1, most, side="right")) - 1)
+            events = slice(self._off_H1[first], self._off_H1[stop])
+            out = {name: values[events] for name, values in self._fields.items()}
+            vault.read_into(self._user_H[first:stop], out, align="packed")
+            first = stop
 
     @property
     def nbytes(self) -> int:
@@ -94,21 +98,22 @@ class Histories:
         event = sum(np.dtype(field.dtype).itemsize * field.length for field in vault.layout.fields)
         return int(stats["events"] * event + stats["users"] * 16 + 8)
 
-    def before(self, user_U: np.ndarray, time_U: np.ndarray, last_n: int) -> Slices:
-        """The newest ``last_n`` events of each user that are older than a time.
+    def before(self, user_U: np.ndarray, time_U: np.ndarray, last_n: int | None = None) -> Slices:
+        """The newest events of each user that are older than a time.
 
         Args:
             user_U: int64; a user that is not in the store has no events.
             time_U: int64 ticks; only strictly earlier events count.
-            last_n: at least 0.
+            last_n: at most so many; ``None`` for all.
         """
+        most = len(self._time_N) if last_n is None else last_n
         begin_U, off_U1 = np.empty(len(user_U), np.int64), np.empty(len(user_U) + 1, np.int64)
-        _find(self._user_H, self._off_H1, self._time_N, user_U, time_U, last_n, begin_U, off_U1)
+        _find(self._user_H, self._off_H1, self._time_N, user_U, time_U, most, begin_U, off_U1)
         return Slices(self._fields, begin_U, off_U1)
 
 
 @kernel
-def _find(user_H, off_H1, time_N, user_U, time_U, last_n, begin_U, off_U1):
+def _find(user_H, off_H1, time_N, user_U, time_U, most, begin_U, off_U1):
     """Fill ``begin_U`` and ``off_U1``."""
     off_U1[0] = 0
     for request in range(len(user_U)):
@@ -118,7 +123,7 @@ def _find(user_H, off_H1, time_N, user_U, time_U, last_n, begin_U, off_U1):
         if row < len(user_H) and user_H[row] == user:
             first = off_H1[row]
             stop = _below(time_N, first, off_H1[row + 1], time_U[request])
-        length = min(stop - first, last_n)
+        length = min(stop - first, most)
         begin_U[request] = stop - length
         off_U1[request + 1] = off_U1[request] + length
 

@@ -55,8 +55,8 @@ class Source:
         return (len(self.values) if self.rows is None else self.rows, *self.values.shape[1:])
 
     @property
-    def wanted(self) -> np.ndarray:
-        """The values of the events."""
+    def checked(self) -> np.ndarray:
+        """All values that must be in range: of events, those of the histories."""
         return self.values if self.events is None else self.events.packed(self.feature.name)
 
 

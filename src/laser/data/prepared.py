@@ -14,7 +14,6 @@ from laser.data.samples import Samples
 from laser.schema import Kind, Schema
 from laser.seqvault import Field, SeqVault
 from laser.seqvault.layout import Layout
-from laser.seqvault.planning import FOREVER
 
 SPLITS = ("train", "val", "test")
 CACHE_BYTES = 1 << 30
@@ -26,8 +25,8 @@ class PreparedData:
 
     Args:
         path: the folder that holds ``schema.json``, ``items.parquet``, ``vault/`` and ``samples/``.
-        cache_bytes: memory for decoded histories; 0 for none. They are decoded now if all of them fit: of a part of
-            them, samples in random order would find few there.
+        cache_bytes: memory for decoded histories; 0 for none. They are decoded when the data set is opened if all of
+            them fit: samples in random order would find few of a part of them.
 
     Attributes:
         schema: of every field.
@@ -73,13 +72,13 @@ class PreparedData:
             user_U: int64 user codes; one that is not in the store has no events.
             time_U: int64 ticks; only strictly earlier events are read.
             last_n: at most this many events of each, the newest; ``None`` for all.
-            fields: names of the fields that are needed, all by default.
+            fields: names of the fields to read from the store, all by default; in memory are all.
 
         Raises:
             ValueError: when stored data is damaged (with file and offset).
         """
         if self.histories is not None:
-            return self.histories.before(user_U, time_U, FOREVER if last_n is None else last_n)
+            return self.histories.before(user_U, time_U, last_n)
         return Slices.of(self.vault.read(user_U, before=time_U, last_n=last_n, fields=fields))
 
     def close(self) -> None:
