@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from laser.data.collate import Collator
-from laser.data.distinct import distinct
+from laser.data.distinct import DistinctItems, distinct
+from laser.data.histories import Slices
 from laser.data.prepared import PreparedData
 
 
@@ -19,6 +20,18 @@ def test_parts_of_several_types_are_one_table(most):
     assert (ids_R.dtype, place_N.dtype) == (np.int64, np.int32)
     assert ids_R.tolist() == sorted({int(i) for part in parts for i in part})
     assert ids_R[place_N].tolist() == [int(i) for part in parts for i in part]
+
+
+@pytest.mark.parametrize("sort", [False, True])
+def test_items_of_slices_in_any_order(sort):
+    """What an earlier slice has shown is not looked at again, and nothing else is left out."""
+    rng, item_N = np.random.default_rng(0), np.random.default_rng(1).permutation(100).astype(np.uint8)
+    for count in [0, 1, 2, 3, 4, 5] * 20:
+        begin_U, off_U1 = rng.integers(0, 80, count), np.concatenate([[0], np.cumsum(rng.integers(0, 21, count))])
+        events = Slices({"item": item_N}, np.sort(begin_U) if sort else begin_U, off_U1)
+        items = DistinctItems(events, "item", 100)
+        assert items.sound
+        assert items.item_I.tolist() == np.unique(events.packed("item")).tolist()
 
 
 def test_batches_carry_them(prepared):

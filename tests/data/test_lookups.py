@@ -121,6 +121,16 @@ def test_any_integer_type(dtype):
     assert_right(Parts(schema_of(dtype, dtype, dtype), 200, 30))
 
 
+def test_histories_that_are_slices():
+    """Of fields of one and of several values an event; they overlap, and some have no events."""
+    parts, rng = Parts(schema_of("uint16", "uint8", "int32"), 1000, 30), np.random.default_rng(2)
+    off_U1 = np.concatenate([[0], np.cumsum(rng.integers(0, 80, 25))])
+    events = Slices(parts.events, np.sort(rng.integers(0, 900, 25)), off_U1)
+    parts.requests = replace(parts.requests, user_U=np.arange(25), time_U=np.ones(25, np.int64), events=events)
+    parts.events = {name: events.packed(name) for name in parts.events}
+    assert_right(parts)
+
+
 def test_arrays_that_are_not_contiguous():
     parts = Parts(schema_of("uint16", "uint8", "uint8"), 200, 30)
     for name in ("item", "event_tags", "rating"):
