@@ -172,22 +172,23 @@ def test_slices_in_any_order_that_overlap_or_repeat(prepared: Path) -> None:
             assert_same(one, other)
 
 
-def test_an_id_out_of_range_is_refused_only_where_it_is_read(prepared: Path) -> None:
+@pytest.mark.parametrize("name", ["item", "rating"])
+def test_an_id_out_of_range_is_refused_only_where_it_is_read(prepared: Path, name: str) -> None:
     """As from the store, whose other chunks are not looked at: the message names the ids of the batch."""
     with PreparedData(prepared, cache_bytes=1 << 30) as data:
         assert data.histories is not None
-        rating_N = data.histories._fields["rating"]
+        id_N = data.histories._fields[name]
         rows = np.arange(len(data.split("test")))
         samples = data.split("test").take(rows)
         events = data.read(samples.user_N.astype(np.int64), samples.timestamp_N, 2)
         used = np.unique(np.concatenate([np.arange(b, b + n) for b, n in zip(events.begin_U, np.diff(events.off_U1))]))
-        unused = np.setdiff1d(np.arange(len(rating_N)), used)
+        unused = np.setdiff1d(np.arange(len(id_N)), used)
         collate = Collator(data, 2)
         before = collate(samples, rows, step=0, global_size=len(rows))
-        rating_N[unused] = 201
+        id_N[unused] = 201
         assert_same(collate(samples, rows, step=0, global_size=len(rows)), before)
-        rating_N[used[-1]] = 200
-        with pytest.raises(ValueError, match=r"'rating' of .*vault has id 200, expected ids up to \d,"):
+        id_N[used[-1]] = 200
+        with pytest.raises(ValueError, match=rf"'{name}' of .*vault has id 200, expected ids up to \d+,"):
             collate(samples, rows, step=0, global_size=len(rows))
 
 
