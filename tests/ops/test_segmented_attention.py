@@ -120,6 +120,18 @@ def test_long_histories(implementation: str, device: torch.device) -> None:
     assert_within_twice_naive(IMPLEMENTATIONS[implementation], case, 10, upstream, within)
 
 
+@pytest.mark.parametrize("width", [3, 8])
+def test_histories_of_several_programs(width: int, device: torch.device) -> None:
+    """Also where a step is not a divisor of the width, and neighbours hold large numbers."""
+    lengths = [100 * width + 1, 0, 31 * width]
+    case = inputs(lengths, [1, 0, 2], 128, 2, torch.float32, device)
+    case[0][: len(case[0]) // 2] *= 3
+    tiles = triton.tiling(torch.float32, 2, 128, width, shared=False)
+    assert 2 * max(tiles[:2]) < lengths[0] and width % triton.one_sample_config(2, 128, 8, True)["STEP"]
+    upstream = torch.randn(101 + 31, 2, 128).to(device)
+    assert_within_twice_naive(triton, case, width, upstream, within)
+
+
 def test_widest(device: torch.device) -> None:
     case = inputs([7, 25], [0, 1, 1], 512, 4, torch.float32, device)
     upstream = torch.randn(1 + 3 + 3, 4, 512).to(device)
