@@ -13,6 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from laser.ops.spare_rows import zero_spare_rows
+
 
 @triton.jit(do_not_specialize=["num_segments"])
 def forward_kernel(
@@ -107,7 +109,7 @@ def forward(seg_GD: Tensor, seg_off_B1: Tensor, newest: int) -> tuple[Tensor, Te
 def backward(d_max_BD: Tensor, d_newest_BRD: Tensor, row_BD: Tensor, seg_off_B1: Tensor, num_segments: int) -> Tensor:
     """Gradient of the segments [G, D]; inputs contiguous."""
     B, D = d_max_BD.shape
-    d_seg_GD = d_max_BD.new_zeros(num_segments, D)
+    d_seg_GD = zero_spare_rows(d_max_BD.new_empty(num_segments, D), seg_off_B1)
     if B:
         launch: Any = backward_kernel[(B,)]
         launch(d_max_BD, d_newest_BRD, row_BD, seg_off_B1, d_seg_GD, R=d_newest_BRD.shape[1], D=D, **config(D))

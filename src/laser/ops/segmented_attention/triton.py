@@ -24,6 +24,7 @@ from laser.ops.segmented_attention import one_sample
 from laser.ops.segmented_attention import shared as many_samples
 from laser.ops.segmented_attention.shared import INTERPRETED
 from laser.ops.segments import SegmentLayout, Tiling
+from laser.ops.spare_rows import zero_spare_rows
 
 ROW_ELEMENTS = 256
 """Elements of x that the 32 lanes of a warp read at once, 16 bytes each in half precision."""
@@ -130,9 +131,9 @@ def forward(
         config |= {"ONE_STEP": one_step, "SPLIT": split}
     else:
         config = one_sample_config(H, D, size.width, backward=False)
-    # Rows that belong to no sample are read by what comes next.
-    new = x_TD.new_zeros if size.spare else x_TD.new_empty
-    pooled_GHD = new(size.num_segments, H, D)
+    pooled_GHD = x_TD.new_empty(size.num_segments, H, D)
+    if size.spare:  # rows that belong to no sample are read by what comes next
+        zero_spare_rows(pooled_GHD, parts.seg_off_B1)
     gate_EH = x_TD.new_empty(size.num_events if keep_gates else 0, H, dtype=torch.float32)
     if size.num_segments:
         kernel: Any = (many_samples if shared else one_sample).forward_kernel

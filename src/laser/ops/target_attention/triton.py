@@ -18,6 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from laser.ops.spare_rows import zero_spare_rows
+
 
 @triton.jit
 def forward_kernel(
@@ -158,7 +160,8 @@ def backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of query [B, H, D] and segments [G, D], each in its dtype; inputs contiguous."""
     B, H, D = query_BHD.shape
-    d_query_BHD, d_seg_GD = torch.empty_like(query_BHD), torch.zeros_like(seg_GD)
+    d_query_BHD, d_seg_GD = torch.empty_like(query_BHD), torch.empty_like(seg_GD)
+    zero_spare_rows(d_seg_GD, seg_off_B1)
     if B:
         launch: Any = backward_kernel[(B,)]
         inputs = (d_pooled_BHD, query_BHD, seg_GD, seg_off_B1, pooled_BHD, lse_BH)
