@@ -127,7 +127,8 @@ def test_histories_of_several_programs(width: int, device: torch.device) -> None
     case = inputs(lengths, [1, 0, 2], 128, 2, torch.float32, device)
     case[0][: len(case[0]) // 2] *= 3
     tiles = triton.tiling(torch.float32, 2, 128, width, shared=False)
-    assert 2 * max(tiles[:2]) < lengths[0] and width % triton.one_sample_config(2, 128, 8, True)["STEP"]
+    assert 2 * max(tiles[:2]) < lengths[0]
+    assert width % triton.one_sample_config(2, 128, 8, True)["STEP"]
     upstream = torch.randn(101 + 31, 2, 128).to(device)
     assert_within_twice_naive(triton, case, width, upstream, within)
 
