@@ -80,6 +80,7 @@ def call_all(dtype: torch.dtype) -> None:
     index, weight, scale = torch.zeros(9000, 3, dtype=torch.int32), torch.ones(9000, 3), torch.ones(9000)
     for weights, scales in product((None, weight), (None, scale)):
         backward(gather_sum(events, index, weights, scales))
+        backward(gather_sum(events, index, weights, scales, few=(20, 2)))
     backward(gather_sum(events, index[:9], None, None))
     backward(*newest_mean(events, off, 4))
     for other in (torch.float32, dtype):

@@ -21,7 +21,10 @@ from torch import Tensor
 from laser.ops.availability import use_triton
 from laser.ops.gather_sum import cpu
 
-__all__ = ["gather_sum"]
+__all__ = ["MOST_FEW_ROWS", "gather_sum"]
+
+MOST_FEW_ROWS = 256
+"""Of which a program of Triton can hold a sum each."""
 
 
 def gather_sum(
@@ -29,6 +32,8 @@ def gather_sum(
     index_TS: Tensor,
     weight_TS: Tensor | None = None,
     scale_T: Tensor | None = None,
+    *,
+    few: tuple[int, int] = (0, 0),
 ) -> Tensor:
     """Sum of the rows that each event names: x_t = scale_t * sum over slots s of weight_ts * rows[index_ts].
 
@@ -41,6 +46,8 @@ def gather_sum(
             [S, T] is read as it is by Triton, and so are weights; other strides are copied.
         weight_TS: [T, S]; ``None`` is 1. A slot that an event does not use has weight 0 and any valid index.
         scale_T: [T]; ``None`` is 1.
+        few: numbers of rows, at most ``MOST_FEW_ROWS``, and of slots: the last so many slots name only the last so many
+            rows, and no other slot names these. Their gradients take no sort in Triton. Not checked either.
 
     Returns:
         x_TD, [T, D] in the dtype of ``rows_RD``.
@@ -57,22 +64,41 @@ def gather_sum(
         raise ValueError(f"weight_TS is {list(weight_TS.shape)}; pass one weight an index, {list(index_TS.shape)}")
     if scale_T is not None and list(scale_T.shape) != [index_TS.shape[0]]:
         raise ValueError(f"scale_T is {list(scale_T.shape)}; pass one factor an event, [{index_TS.shape[0]}]")
-    return _forward(rows_RD, index_TS, weight_TS, scale_T)
+    rows, slots = few
+    if not (0 <= rows <= min(MOST_FEW_ROWS, rows_RD.shape[0]) and 0 <= slots <= index_TS.shape[1]):
+        raise ValueError(
+            f"few is {few}; pass numbers of rows, at most {MOST_FEW_ROWS} and the {rows_RD.shape[0]} that there are, and "
+            f"of slots, of which there are {index_TS.shape[1]}"
+        )
+    return _forward(rows_RD, index_TS, weight_TS, scale_T, rows, slots)
 
 
 @torch.library.custom_op("laser::gather_sum", mutates_args=())
-def _forward(rows_RD: Tensor, index_TS: Tensor, weight_TS: Tensor | None, scale_T: Tensor | None) -> Tensor:
+def _forward(
+    rows_RD: Tensor,
+    index_TS: Tensor,
+    weight_TS: Tensor | None,
+    scale_T: Tensor | None,
+    few_rows: int,
+    few_slots: int,
+) -> Tensor:
     with torch.autocast(rows_RD.device.type, enabled=False):
         return _implementation(rows_RD).forward(rows_RD.contiguous(), index_TS, weight_TS, scale_T)
 
 
 @torch.library.custom_op("laser::gather_sum_backward", mutates_args=())
 def _backward(
-    d_sum_TD: Tensor, index_TS: Tensor, weight_TS: Tensor | None, scale_T: Tensor | None, num_rows: int
+    d_sum_TD: Tensor,
+    index_TS: Tensor,
+    weight_TS: Tensor | None,
+    scale_T: Tensor | None,
+    few_rows: int,
+    few_slots: int,
+    num_rows: int,
 ) -> Tensor:
     inputs = (d_sum_TD.contiguous(), index_TS, weight_TS, scale_T)
     with torch.autocast(d_sum_TD.device.type, enabled=False):
-        return _implementation(d_sum_TD).backward(*inputs, num_rows)
+        return _implementation(d_sum_TD).backward(*inputs, num_rows, (few_rows, few_slots))
 
 
 def _implementation(tensor: Tensor) -> Any:
@@ -84,23 +110,23 @@ def _implementation(tensor: Tensor) -> Any:
 
 
 @_forward.register_fake
-def _(rows_RD, index_TS, weight_TS, scale_T):
+def _(rows_RD, index_TS, weight_TS, scale_T, few_rows, few_slots):
     return rows_RD.new_empty(index_TS.shape[0], rows_RD.shape[1])
 
 
 @_backward.register_fake
-def _(d_sum_TD, index_TS, weight_TS, scale_T, num_rows):
+def _(d_sum_TD, index_TS, weight_TS, scale_T, few_rows, few_slots, num_rows):
     return d_sum_TD.new_empty(num_rows, d_sum_TD.shape[1])
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    rows_RD, *rest = inputs
-    ctx.save_for_backward(*rest)
-    ctx.num_rows = rows_RD.shape[0]
+    rows_RD, *tensors, few_rows, few_slots = inputs
+    ctx.save_for_backward(*tensors)
+    ctx.sizes = few_rows, few_slots, rows_RD.shape[0]
 
 
 def _gradients(ctx: Any, d_sum_TD: Tensor) -> tuple[Tensor | None, ...]:
-    return _backward(d_sum_TD, *ctx.saved_tensors, ctx.num_rows), None, None, None
+    return _backward(d_sum_TD, *ctx.saved_tensors, *ctx.sizes), None, None, None, None, None
 
 
 _forward.register_autograd(_gradients, setup_context=_setup_context)

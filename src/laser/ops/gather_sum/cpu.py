@@ -23,9 +23,14 @@ def forward(rows_RD: Tensor, index_TS: Tensor, weight_TS: Tensor | None, scale_T
 
 
 def backward(
-    d_sum_TD: Tensor, index_TS: Tensor, weight_TS: Tensor | None, scale_T: Tensor | None, num_rows: int
+    d_sum_TD: Tensor,
+    index_TS: Tensor,
+    weight_TS: Tensor | None,
+    scale_T: Tensor | None,
+    num_rows: int,
+    few: tuple[int, int] = (0, 0),
 ) -> Tensor:
-    """Gradient of the rows, [R, D] in the dtype of ``d_sum_TD``."""
+    """Gradient of the rows, [R, D] in the dtype of ``d_sum_TD``; with few rows, too, as with all."""
     wide = torch.promote_types(d_sum_TD.dtype, torch.float32)
     if not index_TS.numel():
         return d_sum_TD.new_zeros(num_rows, d_sum_TD.shape[1])

@@ -10,9 +10,7 @@ share histories, a backward program takes one step, holds its events, and sums d
 Each program leaves a partial sum of dquery and dbias per sample, which a second kernel adds up in order. So equal
 inputs give equal bits.
 
-Products with bfloat16 events take the float32 side as a sum of two bfloat16 (16 bits of mantissa, against the 8 of the
-events); other events are multiplied as sums of three bfloat16 in six passes (24 bits; three passes of TF32 are as fast
-and break the project's rule of precision at D = 512). Sums, scores and gates are float32.
+Products keep the precision of ``laser.ops.products``; sums, scores and gates are float32.
 
 Row numbers are int64: a row times D may pass 2^31. Offsets inside one history fit int32.
 
@@ -29,39 +27,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from laser.ops.products import halves, load_right, product
 from laser.ops.segments import SegmentLayout, Tiling
 
-INTERPRETED = triton.knobs.runtime.interpret
-"""Triton's interpreter multiplies bfloat16 as if it were integers; there products are float32."""
-PRECISION = tl.constexpr("ieee" if INTERPRETED else "bf16x6")
 TILE_EVENTS = 128
 """Events of a program, where a segment has fewer."""
 STEP_ELEMENTS = 8192
 """Elements of x that a program holds while the samples of a shared history pass."""
-
-
-@triton.jit
-def product(left_MK, right_KN, sum_MN, SPLIT: tl.constexpr):
-    """sum + left right, left at the precision of the module's description; SPLIT says that right is bfloat16."""
-    if SPLIT:
-        if left_MK.dtype == tl.bfloat16:
-            sum_MN = tl.dot(left_MK, right_KN, sum_MN)
-        else:
-            high_MK = left_MK.to(tl.bfloat16)
-            low_MK = (left_MK - high_MK.to(tl.float32)).to(tl.bfloat16)
-            sum_MN = tl.dot(low_MK, right_KN, tl.dot(high_MK, right_KN, sum_MN))
-    else:
-        sum_MN = tl.dot(left_MK.to(tl.float32), right_KN, sum_MN, input_precision=PRECISION)
-    return sum_MN
-
-
-@triton.jit
-def load_right(at, mask, SPLIT: tl.constexpr):
-    """Rows as the right side of products: bfloat16 as they are, anything else as float32."""
-    rows = tl.load(at, mask=mask, other=0.0)
-    if not SPLIT:
-        rows = rows.to(tl.float32)
-    return rows
 
 
 @triton.jit
@@ -343,7 +315,7 @@ def backward_config(H: int, D: int, width: int, split: bool, shared: bool) -> di
 
 def tiling(dtype: torch.dtype, H: int, D: int, width: int, shared: bool) -> Tiling:
     """Tiles that the kernels expect of a layout."""
-    split = _split(dtype)
+    split = halves(dtype)
     events = tile_config(H, D, width)["BLOCK_S"] * width
     config = backward_config(H, D, width, split, shared)
     backward_events = config["BLOCK_S"] * width
@@ -355,7 +327,7 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """Pooled segments [G, H, D] in the dtype of x, and float32 gates [E, H] if asked for; inputs contiguous."""
     H, D = query_BHD.shape[1:]
-    parts, size, split = layout.parts, layout.size, _split(x_TD.dtype)
+    parts, size, split = layout.parts, layout.size, halves(x_TD.dtype)
     config = forward_config(H, D, size.width, split)
     # Rows that belong to no sample are read by what comes next.
     new = x_TD.new_zeros if size.spare else x_TD.new_empty
@@ -395,7 +367,7 @@ def backward(
     ``gate_EH`` is not read: computing gates again costs less than memory does.
     """
     B, H, D = query_BHD.shape
-    parts, size, split = layout.parts, layout.size, _split(x_TD.dtype)
+    parts, size, split = layout.parts, layout.size, halves(x_TD.dtype)
     shared = size.most_samples > 1
     config = backward_config(H, D, size.width, split, shared)
     steps = tiling(x_TD.dtype, H, D, size.width, shared).backward_steps
@@ -444,7 +416,3 @@ def backward(
             num_warps=4,
         )
     return d_x_TD, d_query_BHD, d_bias_BH.sum(0)
-
-
-def _split(dtype: torch.dtype) -> bool:
-    return dtype == torch.bfloat16 and not INTERPRETED
