@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from laser.model.embeddings import columns
-from laser.ops.gather_sum import MOST_FEW_ROWS, gather_sum
+from laser.ops.gather_sum import LEAST_FEW_ROWS, MOST_FEW_ROWS, gather_sum
 
 
 class Part(NamedTuple):
@@ -34,35 +34,52 @@ class EventSlots:
         self.parts.append(Part(rows_RD, columns(index), weight))
 
     def sum(self, scale_T: Tensor | None) -> Tensor:
-        """x_TD in the dtype of the first table, which the others are rounded to; ``scale_T`` multiplies events."""
-        dtype = self.parts[0].rows_RD.dtype
-        many, few = _by_rows(self.parts)
-        parts = many + few
-        # Slot by slot, in which order parts are copied fastest.
-        index, first = [], 0
-        for rows_RD, index_TK, _ in parts:
-            index.append((index_TK.t() + first).int())
-            first += rows_RD.shape[0]
-        index_ST = torch.cat(index)
-        weight_TS = None
-        if any(part.weight_TK is not None for part in parts):
+        """x_TD in the dtype of the first table, which the others are rounded to; ``scale_T`` multiplies events.
+
+        Tables with few rows come last, in groups that are filled up with rows that no event names.
+        """
+        many, groups = _groups(self.parts)
+        first_RD = self.parts[0].rows_RD
+        zeros_RD = first_RD.new_zeros(max(map(_spare, groups), default=0), first_RD.shape[1])
+        rows, index, first = [], [], 0
+        for parts, spare in [(many, 0)] + [(group, _spare(group)) for group in groups]:
+            for part in parts:
+                rows.append(part.rows_RD.to(first_RD.dtype))
+                # Slot by slot, in which order parts are copied fastest.
+                index.append((part.index_TK.t() + first).int())
+                first += part.rows_RD.shape[0]
+            rows.append(zeros_RD[:spare])
+            first += spare
+        index_ST, weight_TS = torch.cat(index), None
+        if any(part.weight_TK is not None for part in self.parts):
             one_1T = index_ST.new_ones(1, index_ST.shape[1], dtype=torch.float32)
-            weight_TS = torch.cat([_weight(part, one_1T) for part in parts]).t()
-        rows_RD = torch.cat([part.rows_RD.to(dtype) for part in parts])
-        sizes = sum(part.rows_RD.shape[0] for part in few), sum(part.index_TK.shape[1] for part in few)
-        return gather_sum(rows_RD, index_ST.t(), weight_TS, scale_T, few=sizes)
+            weight_TS = torch.cat([_weight_KT(part, one_1T) for part in sum(groups, many)]).t()
+        few = [(_rows(group) + _spare(group), sum(part.index_TK.shape[1] for part in group)) for group in groups]
+        return gather_sum(torch.cat(rows), index_ST.t(), weight_TS, scale_T, few=few)
 
 
-def _by_rows(parts: list[Part]) -> tuple[list[Part], list[Part]]:
-    """Tables of many rows, and those of the fewest, which have ``MOST_FEW_ROWS`` together; in their order."""
-    few, rows = set(), 0
-    for place in sorted(range(len(parts)), key=lambda place: parts[place].rows_RD.shape[0]):
-        rows += parts[place].rows_RD.shape[0]
-        if rows <= MOST_FEW_ROWS:
-            few.add(place)
-    return [p for n, p in enumerate(parts) if n not in few], [p for n, p in enumerate(parts) if n in few]
+def _rows(parts: list[Part]) -> int:
+    return sum(part.rows_RD.shape[0] for part in parts)
 
 
-def _weight(part: Part, one_1T: Tensor) -> Tensor:
-    """[K, T]"""
+def _spare(group: list[Part]) -> int:
+    """Rows that a group lacks for a power of two."""
+    return max(LEAST_FEW_ROWS, 1 << (_rows(group) - 1).bit_length()) - _rows(group)
+
+
+def _groups(parts: list[Part]) -> tuple[list[Part], list[list[Part]]]:
+    """Tables of many rows, and groups of those with the fewest, as ``few`` of ``gather_sum`` wants them."""
+    many, groups, room = [], [[]], MOST_FEW_ROWS - LEAST_FEW_ROWS
+    for part in sorted(parts, key=lambda part: part.rows_RD.shape[0]):
+        if part.rows_RD.shape[0] <= _spare(groups[-1]):
+            groups[-1].append(part)
+        elif (new := _rows([part]) + _spare([part])) <= room:
+            groups.append([part])
+            room -= new
+        else:
+            many.append(part)
+    return many, [group for group in groups if group]
+
+
+def _weight_KT(part: Part, one_1T: Tensor) -> Tensor:
     return one_1T.expand(part.index_TK.shape[1], -1) if part.weight_TK is None else part.weight_TK.t()

@@ -12,6 +12,7 @@ Legend of shape suffixes: T events, packed; S slots of an event; R rows; N = S T
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import triton
@@ -130,19 +131,19 @@ def backward(
     weight_TS: Tensor | None,
     scale_T: Tensor | None,
     num_rows: int,
-    few: tuple[int, int] = (0, 0),
+    few: Sequence[tuple[int, int]] = (),
 ) -> Tensor:
     """Gradient of the rows, [R, D] in the dtype of ``d_sum_TD``, which is contiguous; ``few`` as in ``gather_sum``."""
     d_rows_RD = d_sum_TD.new_empty(num_rows, d_sum_TD.shape[1])
     index_ST = _slots_first(index_TS)
     weight_ST = None if weight_TS is None else _slots_first(weight_TS.float())
     scale_T = None if scale_T is None else scale_T.float().contiguous()
-    rows, slots = few if index_TS.numel() > FEW_PAIRS else (0, 0)
-    R, S = num_rows - rows, index_TS.shape[1] - slots
+    few = few if index_TS.numel() > FEW_PAIRS else ()
+    R, S = num_rows - sum(rows for rows, _ in few), index_TS.shape[1] - sum(slots for _, slots in few)
     _fill(d_sum_TD, index_ST[:S], None if weight_ST is None else weight_ST[:S], scale_T, d_rows_RD[:R])
-    if rows:
+    if few:
         weight_ST = None if weight_ST is None else weight_ST[S:]
-        few_rows.backward(d_sum_TD, index_ST[S:], weight_ST, scale_T, d_rows_RD[R:], R)
+        few_rows.backward(d_sum_TD, index_ST[S:], weight_ST, scale_T, d_rows_RD[R:], few, R)
     return d_rows_RD
 
 

@@ -27,7 +27,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from laser.ops.products import halves, load_right, product
+from laser.ops.products import halves, load_side, product
 from laser.ops.segments import SegmentLayout, Tiling
 
 TILE_EVENTS = 128
@@ -87,7 +87,7 @@ def forward_kernel(
     row_E = first + e_E
     if ONE_STEP:
         live_E = (row_E >= start) & (e_E < BLOCK_S * width)
-        x_ED = load_right(x_TD + row_E[:, None] * D + d_D[None, :], live_E[:, None] & in_D[None, :], SPLIT)
+        x_ED = load_side(x_TD + row_E[:, None] * D + d_D[None, :], live_E[:, None] & in_D[None, :], SPLIT)
 
     for i in range(tl.load(sample_off_U1 + history), tl.load(sample_off_U1 + history + 1)):
         sample = tl.load(order_B + i)
@@ -106,7 +106,7 @@ def forward_kernel(
                 row_at_E = row_E + step
                 now_E = (row_at_E >= start) & (e_E + step < BLOCK_S * width)
                 x_at = x_TD + row_at_E[:, None] * D + d_D[None, :]
-                now_ED = load_right(x_at, now_E[:, None] & in_D[None, :], SPLIT)
+                now_ED = load_side(x_at, now_E[:, None] & in_D[None, :], SPLIT)
                 own_RE = (segment_R[:, None] == ((e_E + step) // width)[None, :]) & now_E[None, :]
                 gate_RE = gates(now_ED, query_RD, bias_R, own_RE, SPLIT)
                 if KEEP_GATES:
@@ -210,7 +210,7 @@ def backward_kernel(
         live_E = (first + e_E >= start) & (e_E < BLOCK_S * width)
         mask_ED = live_E[:, None] & in_D[None, :]
         own_RE = (segment_R[:, None] == (e_E // width)[None, :]) & live_E[None, :]
-        x_ED = load_right(x_TD + x_at, mask_ED, SPLIT)
+        x_ED = load_side(x_TD + x_at, mask_ED, SPLIT)
         d_x_ED = zeros_ED
     if not SHARED and begin == end:
         for step in range(0, BLOCK_S * width, BLOCK_E):
@@ -225,7 +225,7 @@ def backward_kernel(
         pooled_R = tl.load(seg_off_B1 + sample + 1) - newer - BLOCK_S + segment_R
         d_pooled_at = d_pooled_GHD + (pooled_R * H + head_R)[:, None] * D + d_D[None, :]
         pooled_mask = ((pooled_R >= oldest) & (r_R < BLOCK_S * H))[:, None] & in_D[None, :]
-        d_pooled_RD = load_right(d_pooled_at, pooled_mask, SPLIT)
+        d_pooled_RD = load_side(d_pooled_at, pooled_mask, SPLIT)
         d_query_RD = zeros_RD
         d_bias_R = tl.zeros((BLOCK_R,), tl.float32)
         if SHARED:
@@ -237,7 +237,7 @@ def backward_kernel(
             for step in tl.range(0, BLOCK_S * width, BLOCK_E, num_stages=STAGES):
                 now_E = (first + e_E + step >= start) & (e_E + step < BLOCK_S * width)
                 now_ED = now_E[:, None] & in_D[None, :]
-                step_ED = load_right(x_TD + x_at + step * D, now_ED, SPLIT)
+                step_ED = load_side(x_TD + x_at + step * D, now_ED, SPLIT)
                 mine_RE = (segment_R[:, None] == ((e_E + step) // width)[None, :]) & now_E[None, :]
                 step_gate_RE, step_score_RE = score_gradients(step_ED, query_RD, d_pooled_RD, bias_R, mine_RE, SPLIT)
                 d_step_ED = event_gradients(step_gate_RE, step_score_RE, query_RD, d_pooled_RD, zeros_ED, SPLIT)
