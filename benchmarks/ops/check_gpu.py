@@ -18,6 +18,7 @@ import platform
 from pathlib import Path
 
 import dense
+import gather
 import torch
 from checks import correctness
 from harness import CUDA, Report, copy_rate
@@ -54,6 +55,7 @@ def main() -> None:
     report = Report(options.seconds, options.only)
     correctness(report)
     dense.correctness(report)
+    gather.correctness(report)
     if not options.checks:
         measure(report)
         dense.measure(report, copy_rate())

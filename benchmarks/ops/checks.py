@@ -13,14 +13,11 @@ from harness import (
     LENGTHS,
     Report,
     compare,
-    gather_inputs,
     offsets,
     same_when_replayed,
 )
 from torch import Tensor
 
-from laser.ops.gather_sum import gather_sum
-from laser.ops.gather_sum import naive as gather_naive
 from laser.ops.keep_factor import keep_factor
 from laser.ops.keep_factor import naive as keep_naive
 from laser.ops.newest_mean import naive as newest_naive
@@ -68,15 +65,6 @@ def check_target(dtype: torch.dtype, D: int, H: int) -> dict:
         [query, seg],
         ["pooled", "d_query", "d_seg"],
     )
-
-
-def check_gather(dtype: torch.dtype, D: int) -> dict:
-    rows, index, weight, scale = gather_inputs(5000, 5, 300, D, dtype)
-
-    def naive(rows: Tensor) -> Tensor:
-        return gather_naive.gather_sum(rows, index, weight.to(rows.dtype), scale.to(rows.dtype))
-
-    return compare(lambda rows: gather_sum(rows, index, weight, scale), naive, [rows], ["sum", "d_rows"])
 
 
 def check_readout(dtype: torch.dtype, D: int, newest: int) -> dict:
@@ -272,7 +260,6 @@ def correctness(report: Report) -> None:
         report.attempt(f"check readout {name}", lambda c=(dtype, D, H): check_readout(*c))
         report.attempt(f"check dropout {name}", lambda c=(dtype, D): check_keep(*c))
         report.attempt(f"check newest mean {name}", lambda c=(dtype, D): check_newest(*c, 100))
-        report.attempt(f"check events by sum of rows {name}", lambda c=(dtype, D): check_gather(*c))
         # On a CPU it is PyTorch's norm; of a single value, whose gradient is 0, errors are not relative to anything.
         if CUDA and D > 1:
             report.attempt(f"check residual norm {name}", lambda c=(dtype, D): check_residual(*c))

@@ -78,8 +78,10 @@ def call_all(dtype: torch.dtype) -> None:
     backward(segment_softmax_attention(query, events, off))
     backward(*segment_readout(events, off, 4))
     index, weight, scale = torch.zeros(9000, 3, dtype=torch.int32), torch.ones(9000, 3), torch.ones(9000)
+    rows = torch.randn(200, WIDTH, dtype=dtype, requires_grad=True)
     for weights, scales in product((None, weight), (None, scale)):
         backward(gather_sum(events, index, weights, scales))
+        backward(gather_sum(rows, index, weights, scales, few=((64, 1), (128, 1))))
     backward(gather_sum(events, index[:9], None, None))
     backward(*newest_mean(events, off, 4))
     for other in (torch.float32, dtype):

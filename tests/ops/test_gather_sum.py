@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from laser.ops.gather_sum import cpu, gather_sum, naive, sorted_pairs, triton
+from laser.ops.gather_sum import cpu, few_rows, gather_sum, naive, sorted_pairs, triton
 
 IMPLEMENTATIONS = {"cpu": cpu, "triton": triton, "triton, sorted": triton}
 EPS = torch.finfo(torch.float32).eps
@@ -146,12 +146,119 @@ def test_what_has_no_part_is_not_read(weighted, few, monkeypatch, device):
     assert triton.forward(upstream, own, weight, scale).tolist() == (2 * part.float()[:, None].expand(-1, 8)).tolist()
 
 
+FEW = [
+    # events, rows and slots of the others, groups of few rows, width
+    (1, 1, 1, ((64, 1),), 1),
+    (70, 9, 2, ((64, 2),), 24),
+    (200, 0, 0, ((64, 1), (128, 2)), 40),
+    (130, 40, 1, ((128, 1), (64, 3)), 130),
+]
+
+
+def make_few(T, rows, slots, few, D, dtype, device):
+    """As ``make``, with slots of few rows behind; a last row of each group that no event names."""
+    index, first = [torch.randint(0, max(rows, 1), (T, slots))], rows
+    for group_rows, group_slots in few:
+        # Of a group's rows the first is named by half of the events, often by two slots of one.
+        index.append(first + torch.randint(1 - group_rows, group_rows - 1, (T, group_slots)).clamp(min=0))
+        first += group_rows
+    index_TS = torch.cat(index, 1).int().to(device)
+    _, _, weight_TS, scale_T = make(T, index_TS.shape[1], 1, 1, dtype, device)
+    return torch.randn(first, D).to(device, dtype), index_TS, weight_TS, scale_T
+
+
+@pytest.fixture
+def sorts(monkeypatch) -> list[int]:
+    """Numbers of pairs that were sorted; few pairs are sorted, too."""
+    monkeypatch.setattr(triton, "FEW_PAIRS", 0)
+    counts, sort = [], sorted_pairs.pairs_by_row
+    monkeypatch.setattr(
+        sorted_pairs, "pairs_by_row", lambda index_N, rows: counts.append(len(index_N)) or sort(index_N, rows)
+    )
+    return counts
+
+
+@pytest.mark.parametrize("factors", ["none", "dropout", "uneven", "weights", "weights and dropout"])
+@pytest.mark.parametrize(
+    ("case", "dtype"),
+    [*((case, torch.float32) for case in FEW), (FEW[1], torch.bfloat16), (FEW[1], torch.float16)],
+    ids=str,
+)
+def test_few_rows_equal_naive(case, dtype, factors, sorts, device):
+    T, rows, slots, few, D = case
+    leaf, index, weight, scale = make_few(*case, dtype, device)
+    scale *= torch.rand(T, device=device) if factors == "uneven" else 1
+    rest = (index, weight if "weights" in factors else None, None if factors in ("none", "weights") else scale)
+    upstream = torch.randn(T, D, device=device).to(dtype)
+
+    def reference(to: torch.dtype) -> torch.Tensor:
+        wide = leaf.to(to).requires_grad_()
+        value = naive.gather_sum(wide, *(t if t is None or not t.is_floating_point() else t.to(to) for t in rest))
+        return torch.autograd.grad(value, wide, upstream.to(to))[0]
+
+    got = triton.backward(upstream, *rest, len(leaf), few)
+    exact, plain = reference(torch.float64), reference(dtype)
+    assert sorts == [T * slots] * (slots > 0)
+    for part in (slice(rows), slice(rows, None)):
+        assert relative(got[part], exact[part]) <= 2 * relative(plain[part], exact[part]) + 8 * EPS
+    assert torch.equal(got, triton.backward(upstream, *rest, len(leaf), few)), "equal inputs gave other bits"
+    assert not got[rows + few[0][0] - 1].any(), "a row that no event names"
+    assert relative(cpu.backward(upstream, *rest, len(leaf), few), exact) <= 2 * relative(plain, exact) + 8 * EPS
+
+
+@pytest.mark.parametrize("stretches", [1, 3, 1000])
+@pytest.mark.parametrize("T", [63, 64, 65, 300])
+def test_few_rows_are_counted(T, stretches, monkeypatch, device):
+    """One long stretch and many: sums of ones are counts, of an event that names a row twice as well."""
+    monkeypatch.setattr(triton, "FEW_PAIRS", 0)
+    monkeypatch.setattr(few_rows, "STRETCHES", stretches)
+    index = torch.randint(0, 64, (T, 1), device=device).int().expand(-1, 2).contiguous()
+    counts = triton.backward(torch.ones(T, 8, device=device), index, None, None, 64, ((64, 2),))
+    assert torch.equal(counts, 2 * torch.bincount(index[:, 0], minlength=64).float()[:, None].expand(-1, 8))
+
+
+def test_scales_that_differ_in_one_stretch_alone(monkeypatch, device):
+    """Stretches without any event, with one scale, with several."""
+    monkeypatch.setattr(triton, "FEW_PAIRS", 0)
+    scale = torch.cat([torch.zeros(64), torch.full((64,), -2.0), torch.tensor([1.0, 3.0, 0.0, -2.0] * 16)]).to(device)
+    index = torch.arange(192, device=device).int()[:, None] % 64
+    got = triton.backward(torch.ones(192, 4, device=device), index, None, scale, 64, ((64, 1),))
+    assert torch.equal(got, scale.view(3, 64).sum(0)[:, None].expand(-1, 4))
+
+
+@pytest.mark.parametrize("even", [False, True])
+def test_dropped_events_of_few_rows_are_not_read(even, monkeypatch, device):
+    monkeypatch.setattr(triton, "FEW_PAIRS", 0)
+    scale = (torch.arange(100) % 3 > 0).float() * (2.0 if even else torch.arange(100) / 4)
+    index = torch.randint(0, 64, (100, 2)).int()
+    upstream = torch.where(scale > 0, 1.0, torch.nan)[:, None].expand(-1, 8).contiguous()
+    got = triton.backward(upstream.to(device), index.to(device), None, scale.to(device), 64, ((64, 2),))
+    wanted = torch.zeros(64).index_add_(0, index.flatten(), scale[:, None].expand(-1, 2).flatten())
+    assert torch.equal(got.cpu(), wanted[:, None].expand(-1, 8))
+
+
+def test_few_rows_of_no_events(device):
+    index = torch.zeros(0, 3, dtype=torch.int32, device=device)
+    for module in (cpu, triton):
+        gradient = module.backward(torch.ones(0, 4, device=device), index, None, None, 70, ((64, 2),))
+        assert gradient.shape == (70, 4)
+        assert not gradient.any()
+
+
+def test_gradcheck_of_few_rows(monkeypatch):
+    rows, index, weight, scale = make_few(9, 3, 1, ((64, 2),), 2, torch.float64, torch.device("cpu"))
+    rows.requires_grad_()
+    weight, scale = weight.double(), scale.double()
+    assert torch.autograd.gradcheck(lambda r: gather_sum(r, index, weight, scale, few=((64, 2),)), (rows,))
+    torch.library.opcheck(torch.ops.laser.gather_sum.default, (rows, index, weight, scale, [64], [2]))
+
+
 def test_gradcheck():
     rows, index, weight, scale = make(9, 2, 4, 3, torch.float64, torch.device("cpu"))
     rows.requires_grad_()
     weight, scale = weight.double(), scale.double()
     assert torch.autograd.gradcheck(lambda r: gather_sum(r, index, weight, scale), (rows,))
-    torch.library.opcheck(torch.ops.laser.gather_sum.default, (rows, index, weight, scale))
+    torch.library.opcheck(torch.ops.laser.gather_sum.default, (rows, index, weight, scale, [], []))
 
 
 def test_mistakes():
@@ -162,3 +269,13 @@ def test_mistakes():
         gather_sum(rows, index, torch.ones(4, 3))
     with pytest.raises(ValueError, match="one factor an event"):
         gather_sum(rows, index, None, torch.ones(3))
+    for few, message in (
+        (((48, 1),), "powers of two"),
+        (((32, 1),), "at least 64"),
+        (((128, 1), (256, 1)), "at most 256"),
+        (((64, 1),), "than there are, 3 and 2"),
+        (((64, 0),), "at least one slot"),
+        (((64, 2), (64, 1)), "than there are, 200 and 2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            gather_sum(rows if "3 and" in message else torch.ones(200, 2), index, few=few)

@@ -6,6 +6,8 @@ Legend of shape suffixes: T events, packed; S slots of an event; R rows; N = T S
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag, pad
@@ -23,9 +25,14 @@ def forward(rows_RD: Tensor, index_TS: Tensor, weight_TS: Tensor | None, scale_T
 
 
 def backward(
-    d_sum_TD: Tensor, index_TS: Tensor, weight_TS: Tensor | None, scale_T: Tensor | None, num_rows: int
+    d_sum_TD: Tensor,
+    index_TS: Tensor,
+    weight_TS: Tensor | None,
+    scale_T: Tensor | None,
+    num_rows: int,
+    few: Sequence[tuple[int, int]] = (),
 ) -> Tensor:
-    """Gradient of the rows, [R, D] in the dtype of ``d_sum_TD``."""
+    """Gradient of the rows, [R, D] in the dtype of ``d_sum_TD``; with few rows, too, as with all."""
     wide = torch.promote_types(d_sum_TD.dtype, torch.float32)
     if not index_TS.numel():
         return d_sum_TD.new_zeros(num_rows, d_sum_TD.shape[1])

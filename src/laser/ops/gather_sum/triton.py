@@ -1,7 +1,8 @@
 """The sum of gathered rows in Triton: rows are read from the cache, every event is written once; no atomics.
 
 Backward gathers the gradients of the events of each row, whose (event, slot) pairs are found by a sort
-(``laser.ops.gather_sum.sorted_pairs``). With few pairs, as of a batch's targets, sorting would take longer than that
+(``laser.ops.gather_sum.sorted_pairs``). Rows that are promised to be few take one pass over all events instead
+(``laser.ops.gather_sum.few_rows``). With few pairs, as of a batch's targets, sorting would take longer than that
 each row looks through all of them. Equal inputs give equal bits.
 
 Slots come first in memory, so that the slots of neighbouring events are read together.
@@ -11,13 +12,14 @@ Legend of shape suffixes: T events, packed; S slots of an event; R rows; N = S T
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from laser.ops.gather_sum import sorted_pairs
+from laser.ops.gather_sum import few_rows, sorted_pairs
 from laser.ops.gather_sum.sorted_pairs import MOST_ELEMENTS, gradients
 
 FEW_PAIRS = 1 << 12
@@ -124,31 +126,52 @@ def forward(rows_RD: Tensor, index_TS: Tensor, weight_TS: Tensor | None, scale_T
 
 
 def backward(
-    d_sum_TD: Tensor, index_TS: Tensor, weight_TS: Tensor | None, scale_T: Tensor | None, num_rows: int
+    d_sum_TD: Tensor,
+    index_TS: Tensor,
+    weight_TS: Tensor | None,
+    scale_T: Tensor | None,
+    num_rows: int,
+    few: Sequence[tuple[int, int]] = (),
 ) -> Tensor:
-    """Gradient of the rows, [R, D] in the dtype of ``d_sum_TD``, which is contiguous."""
-    (T, S), D = index_TS.shape, d_sum_TD.shape[1]
-    d_rows_RD = d_sum_TD.new_empty(num_rows, D)
-    if not T * S or not num_rows:
-        return d_rows_RD.zero_()
-    index_N = _slots_first(index_TS).flatten()
+    """Gradient of the rows, [R, D] in the dtype of ``d_sum_TD``, which is contiguous; ``few`` as in ``gather_sum``."""
+    d_rows_RD = d_sum_TD.new_empty(num_rows, d_sum_TD.shape[1])
+    index_ST = _slots_first(index_TS)
+    weight_ST = None if weight_TS is None else _slots_first(weight_TS.float())
+    scale_T = None if scale_T is None else scale_T.float().contiguous()
+    few = few if index_TS.numel() > FEW_PAIRS else ()
+    R, S = num_rows - sum(rows for rows, _ in few), index_TS.shape[1] - sum(slots for _, slots in few)
+    _fill(d_sum_TD, index_ST[:S], None if weight_ST is None else weight_ST[:S], scale_T, d_rows_RD[:R])
+    if few:
+        weight_ST = None if weight_ST is None else weight_ST[S:]
+        few_rows.backward(d_sum_TD, index_ST[S:], weight_ST, scale_T, d_rows_RD[R:], few, R)
+    return d_rows_RD
+
+
+def _fill(
+    d_sum_TD: Tensor, index_ST: Tensor, weight_ST: Tensor | None, scale_T: Tensor | None, d_rows_RD: Tensor
+) -> None:
+    """Fill ``d_rows_RD``, by a sort or, with few pairs, a scan; factors are float32."""
+    num_rows, D = d_rows_RD.shape
+    if not index_ST.numel() or not num_rows:
+        d_rows_RD.zero_()
+        return
+    index_N, num_events = index_ST.flatten(), index_ST.shape[1]
     # Where there is no factor any pointer does, as it is not read.
-    weight_N = d_sum_TD if weight_TS is None else _slots_first(weight_TS.float())
-    scale = d_sum_TD if scale_T is None else scale_T.float().contiguous()
+    weight_N = d_sum_TD if weight_ST is None else weight_ST
+    scale = d_sum_TD if scale_T is None else scale_T
     options = {
         "D": D,
         "BLOCK_D": int(triton.next_power_of_2(D)),
-        "WEIGHTED": weight_TS is not None,
+        "WEIGHTED": weight_ST is not None,
         "SCALED": scale_T is not None,
         "num_warps": 4,
     }
     if len(index_N) <= FEW_PAIRS:
         launch: Any = scan_kernel[(num_rows,)]
         block_p = max(1, min(128, 2 * MOST_ELEMENTS // options["BLOCK_D"]))
-        launch(d_sum_TD, index_N, weight_N, scale, d_rows_RD, T, len(index_N), **options, BLOCK_P=block_p)
+        launch(d_sum_TD, index_N, weight_N, scale, d_rows_RD, num_events, len(index_N), **options, BLOCK_P=block_p)
     else:
-        sorted_pairs.backward(d_sum_TD, index_N, weight_N, scale, d_rows_RD, T, options)
-    return d_rows_RD
+        sorted_pairs.backward(d_sum_TD, index_N, weight_N, scale, d_rows_RD, num_events, options)
 
 
 def _slots_first(value_TS: Tensor) -> Tensor:

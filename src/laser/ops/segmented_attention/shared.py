@@ -9,9 +9,7 @@ gradient is such a product too. The rows repeat each score BLOCK_S times; a tile
 Forward walks its events in steps of BLOCK_E. A backward program takes one step, computes gates again instead of reading
 them, holds its events, and sums dx over the samples in a fixed order.
 
-Products with bfloat16 events take the float32 side as a sum of two bfloat16 (16 bits of mantissa, against the 8 of the
-events); other events are multiplied as sums of three bfloat16 in six passes (24 bits; three passes of TF32 are as fast
-and break the project's rule of precision at D = 512). Sums, scores and gates are float32.
+Products keep the precision of ``laser.ops.products``; sums, scores and gates are float32.
 
 Legend of shape suffixes: B samples; U histories; T events, packed; E events of a step; G segments, packed; R heads of a
 program's segments; N programs; P (sample, backward program) pairs; H heads; D width.
@@ -22,33 +20,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-INTERPRETED = triton.knobs.runtime.interpret
-"""Triton's interpreter multiplies bfloat16 as if it were integers; there products are float32."""
-PRECISION = tl.constexpr("ieee" if INTERPRETED else "bf16x6")
-
-
-@triton.jit
-def product(left_MK, right_KN, sum_MN, SPLIT: tl.constexpr):
-    """sum + left right, left at the precision of the module's description; SPLIT says that right is bfloat16."""
-    if SPLIT:
-        if left_MK.dtype == tl.bfloat16:
-            sum_MN = tl.dot(left_MK, right_KN, sum_MN)
-        else:
-            high_MK = left_MK.to(tl.bfloat16)
-            low_MK = (left_MK - high_MK.to(tl.float32)).to(tl.bfloat16)
-            sum_MN = tl.dot(low_MK, right_KN, tl.dot(high_MK, right_KN, sum_MN))
-    else:
-        sum_MN = tl.dot(left_MK.to(tl.float32), right_KN, sum_MN, input_precision=PRECISION)
-    return sum_MN
-
-
-@triton.jit
-def load_right(at, mask, SPLIT: tl.constexpr):
-    """Rows as the right side of products: bfloat16 as they are, anything else as float32."""
-    rows = tl.load(at, mask=mask, other=0.0)
-    if not SPLIT:
-        rows = rows.to(tl.float32)
-    return rows
+from laser.ops.products import load_side, product
 
 
 @triton.jit
@@ -102,7 +74,7 @@ def forward_kernel(
     row_E = first + e_E
     if ONE_STEP:
         live_E = (row_E >= start) & (e_E < BLOCK_S * width)
-        x_ED = load_right(x_TD + row_E[:, None] * D + d_D[None, :], live_E[:, None] & in_D[None, :], SPLIT)
+        x_ED = load_side(x_TD + row_E[:, None] * D + d_D[None, :], live_E[:, None] & in_D[None, :], SPLIT)
 
     for i in range(tl.load(sample_off_U1 + history), tl.load(sample_off_U1 + history + 1)):
         sample = tl.load(order_B + i)
@@ -121,7 +93,7 @@ def forward_kernel(
                 row_at_E = row_E + step
                 now_E = (row_at_E >= start) & (e_E + step < BLOCK_S * width)
                 x_at = x_TD + row_at_E[:, None] * D + d_D[None, :]
-                now_ED = load_right(x_at, now_E[:, None] & in_D[None, :], SPLIT)
+                now_ED = load_side(x_at, now_E[:, None] & in_D[None, :], SPLIT)
                 own_RE = (segment_R[:, None] == ((e_E + step) // width)[None, :]) & now_E[None, :]
                 gate_RE = gates(now_ED, query_RD, bias_R, own_RE, SPLIT)
                 if KEEP_GATES:
@@ -217,7 +189,7 @@ def backward_kernel(
     live_E = (first + e_E >= start) & (e_E < BLOCK_S * width)
     mask_ED = live_E[:, None] & in_D[None, :]
     own_RE = (segment_R[:, None] == (e_E // width)[None, :]) & live_E[None, :]
-    x_ED = load_right(x_TD + x_at, mask_ED, SPLIT)
+    x_ED = load_side(x_TD + x_at, mask_ED, SPLIT)
     d_x_ED = tl.zeros((BLOCK_E, BLOCK_D), tl.float32)
 
     for i in range(begin, end):
@@ -228,7 +200,7 @@ def backward_kernel(
         pooled_R = tl.load(seg_off_B1 + sample + 1) - newer - BLOCK_S + segment_R
         d_pooled_at = d_pooled_GHD + (pooled_R * H + head_R)[:, None] * D + d_D[None, :]
         pooled_mask = ((pooled_R >= oldest) & (r_R < BLOCK_S * H))[:, None] & in_D[None, :]
-        d_pooled_RD = load_right(d_pooled_at, pooled_mask, SPLIT)
+        d_pooled_RD = load_side(d_pooled_at, pooled_mask, SPLIT)
         gate_RE, d_score_RE = score_gradients(x_ED, query_RD, d_pooled_RD, bias_R, own_RE, SPLIT)
         d_x_ED = event_gradients(gate_RE, d_score_RE, query_RD, d_pooled_RD, d_x_ED, SPLIT)
         d_query_RD = product(d_score_RE, x_ED, zeros_RD, SPLIT)

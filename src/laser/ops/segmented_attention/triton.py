@@ -20,9 +20,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from laser.ops.products import halves
 from laser.ops.segmented_attention import one_sample
 from laser.ops.segmented_attention import shared as many_samples
-from laser.ops.segmented_attention.shared import INTERPRETED
 from laser.ops.segments import SegmentLayout, Tiling
 from laser.ops.spare_rows import zero_spare_rows
 
@@ -112,7 +112,7 @@ def shared_backward_config(H: int, D: int, width: int, split: bool) -> dict[str,
 def tiling(dtype: torch.dtype, H: int, D: int, width: int, shared: bool) -> Tiling:
     """Tiles that the kernels expect of a layout."""
     if shared:
-        forward, backward = (config(H, D, width, _split(dtype)) for config in (shared_config, shared_backward_config))
+        forward, backward = (config(H, D, width, halves(dtype)) for config in (shared_config, shared_backward_config))
         return Tiling(forward["BLOCK_S"] * width, backward["BLOCK_S"] * width, backward["STEPS"], shared)
     forward, backward = (one_sample_config(H, D, width, backward) for backward in (False, True))
     return Tiling(*(config["BLOCK_S"] * config["GROUPS"] * width for config in (forward, backward)), shared=shared)
@@ -125,7 +125,7 @@ def forward(
     H, D = query_BHD.shape[1:]
     parts, size = layout.parts, layout.size
     if shared := size.most_samples > 1:
-        split = _split(x_TD.dtype)
+        split = halves(x_TD.dtype)
         config = shared_config(H, D, size.width, split)
         one_step = config["BLOCK_S"] * size.width <= config["BLOCK_E"]
         config |= {"ONE_STEP": one_step, "SPLIT": split}
@@ -170,7 +170,7 @@ def backward(
     B, H, D = query_BHD.shape
     parts, size = layout.parts, layout.size
     if shared := size.most_samples > 1:
-        split = _split(x_TD.dtype)
+        split = halves(x_TD.dtype)
         config = shared_backward_config(H, D, size.width, split) | {"SPLIT": split}
     else:
         config = one_sample_config(H, D, size.width, backward=True)
@@ -217,7 +217,3 @@ def backward(
             num_warps=4,
         )
     return d_x_TD, d_query_BHD, d_bias_BH.sum(0)
-
-
-def _split(dtype: torch.dtype) -> bool:
-    return dtype == torch.bfloat16 and not INTERPRETED
