@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from itertools import product
 
 import torch
 from harness import CUDA, DEVICE, Report, milliseconds, relative_rms
@@ -119,14 +118,15 @@ def tune(report: Report, d_sum_TD: Tensor, index_ST: Tensor, scale_T: Tensor) ->
     wanted_VD, gradient = exact(d_sum_TD, index_ST, scale_T)[FIRST:], d_sum_TD.nbytes
     chosen = few_rows.stretch_config
     base = chosen(len(scale_T), V, D, CUDA)
-    variants = [{"BLOCK_E": e, "STAGES": s} for e, s in product((64, 32, 128), (3, 2, 4))]
-    variants += [{"EVENTS": events} for events in (2048, 8192, 1024)]
-    variants += [{"num_warps": 4, "BLOCK_E": e} for e in (64, 32)]
-
+    variants = [{}, {"BLOCK_E": 32}, {"num_warps": 4, "BLOCK_E": 32}, {"num_warps": 4}]
+    variants += [{"EVENTS": 2048}, {"EVENTS": 8192}, {"num_warps": 4, "BLOCK_E": 32, "EVENTS": 2048}]
+    variants += [{"BLOCK_E": 32, "BLOCK_D": 64, "maxnreg": 128}, {"BLOCK_E": 32, "maxnreg": 128}]
+    variants += [{"num_warps": 4, "BLOCK_E": 32, "BLOCK_D": 64, "maxnreg": 168}, {"STAGES": 4}, {"STAGES": 2}]
+    variants += [{"BLOCK_E": 32, "STAGES": 4}, {"num_warps": 4, "BLOCK_E": 32, "STAGES": 4}, {"BLOCK_E": 128}]
     work = few_alone(d_sum_TD, index_ST[2:], None, scale_T)
     for variant in variants:
         few_rows.stretch_config = lambda *_, v=variant: base | v
-        timed(report, ", ".join(f"{k} {v}" for k, v in variant.items()), work, wanted_VD, gradient)
+        timed(report, ", ".join(f"{k} {v}" for k, v in variant.items()) or "as chosen", work, wanted_VD, gradient)
     few_rows.stretch_config = chosen
 
 

@@ -207,9 +207,9 @@ def test_few_rows_equal_naive(case, dtype, factors, sorts, device):
 
 
 @pytest.mark.parametrize("stretches", [1, 3, 1000])
-@pytest.mark.parametrize("T", [63, 64, 65, 300])
+@pytest.mark.parametrize("T", [63, 64, 65, 300, 4200])
 def test_few_rows_are_counted(T, stretches, monkeypatch, device):
-    """One long stretch and many: sums of ones are counts, of an event that names a row twice as well."""
+    """One long stretch, and more than are added up at once: sums of ones are counts, of a row named twice as well."""
     monkeypatch.setattr(triton, "FEW_PAIRS", 0)
     monkeypatch.setattr(few_rows, "STRETCHES", stretches)
     index = torch.randint(0, 64, (T, 1), device=device).int().expand(-1, 2).contiguous()

@@ -166,9 +166,9 @@ def stretch_config(num_events: int, num_rows: int, D: int, split: bool) -> dict[
     events = int(triton.next_power_of_2(-(-num_events // STRETCHES)))
     return {
         "BLOCK_D": max(16, min(128 if split else 64, int(triton.next_power_of_2(D)))),
-        "BLOCK_E": 64 if split else 32,
+        "BLOCK_E": 128 if split else 32,
         "EVENTS": max(64, min(MOST_EVENTS, events)),
-        "STAGES": 3,
+        "STAGES": 2,
         "num_warps": 8 if num_rows > 64 else 4,
     }
 

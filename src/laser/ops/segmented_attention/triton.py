@@ -28,7 +28,7 @@ from laser.ops.spare_rows import zero_spare_rows
 
 ROW_ELEMENTS = 256
 """Elements of x that the 32 lanes of a warp read at once, 16 bytes each in half precision."""
-GROUPS = 8
+GROUPS = 4
 """Groups of segments that a program takes, one after another."""
 TILE_EVENTS = 128
 """Events of a program whose history may be shared, where a segment has fewer."""
@@ -75,12 +75,12 @@ def one_sample_config(H: int, D: int, width: int, backward: bool) -> dict[str, i
     Chosen by shape and never by timing: another tile is another order of summation, and so other bits.
     """
     block_d = max(16, int(triton.next_power_of_2(D)))
-    step = min(width, 5)
     warps = 1 if H * block_d <= ROW_ELEMENTS else 4
-    segments = max(1, ROW_ELEMENTS // block_d)
-    return {
-        "BLOCK_D": block_d, "BLOCK_S": segments, "GROUPS": GROUPS, "STEP": step, "STAGES": 1, "num_warps": warps,
-    }  # fmt: skip
+    config = {"BLOCK_D": block_d, "BLOCK_S": max(1, ROW_ELEMENTS // block_d), "GROUPS": GROUPS, "num_warps": warps}
+    if not backward:
+        return config | {"STEP": min(2, width), "STAGES": 3}
+    # Fewer registers than the compiler would take leave room for more programs.
+    return config | {"STEP": 1, "STAGES": 5} | ({"maxnreg": 80} if warps == 1 else {})
 
 
 def shared_config(H: int, D: int, width: int, split: bool) -> dict[str, int]:

@@ -140,8 +140,8 @@ def backward_kernel(
 def config(H: int, D: int) -> dict[str, int]:
     """Tile and launch of both kernels: by shape, never by timing."""
     block_d = int(triton.next_power_of_2(D))
-    segments = max(1, min(16, 2048 // (int(triton.next_power_of_2(H)) * block_d)))
-    return {"BLOCK_D": block_d, "BLOCK_G": segments, "STAGES": 2, "num_warps": 4 if segments * block_d > 512 else 2}
+    segments = max(1, min(16, 1024 // (int(triton.next_power_of_2(H)) * block_d)))
+    return {"BLOCK_D": block_d, "BLOCK_G": segments, "STAGES": 3, "num_warps": 2}
 
 
 def forward(query_BHD: Tensor, seg_GD: Tensor, seg_off_B1: Tensor) -> tuple[Tensor, Tensor]:
