@@ -138,9 +138,10 @@ def backward(
     index_ST = _slots_first(index_TS)
     weight_ST = None if weight_TS is None else _slots_first(weight_TS.float())
     scale_T = None if scale_T is None else scale_T.float().contiguous()
-    few = few if index_TS.numel() > FEW_PAIRS else ()
+    scan = index_TS.numel() <= FEW_PAIRS
+    few = () if scan else few
     R, S = num_rows - sum(rows for rows, _ in few), index_TS.shape[1] - sum(slots for _, slots in few)
-    _fill(d_sum_TD, index_ST[:S], None if weight_ST is None else weight_ST[:S], scale_T, d_rows_RD[:R])
+    _fill(d_sum_TD, index_ST[:S], None if weight_ST is None else weight_ST[:S], scale_T, d_rows_RD[:R], scan)
     if few:
         weight_ST = None if weight_ST is None else weight_ST[S:]
         few_rows.backward(d_sum_TD, index_ST[S:], weight_ST, scale_T, d_rows_RD[R:], few, R)
@@ -148,9 +149,14 @@ def backward(
 
 
 def _fill(
-    d_sum_TD: Tensor, index_ST: Tensor, weight_ST: Tensor | None, scale_T: Tensor | None, d_rows_RD: Tensor
+    d_sum_TD: Tensor,
+    index_ST: Tensor,
+    weight_ST: Tensor | None,
+    scale_T: Tensor | None,
+    d_rows_RD: Tensor,
+    scan: bool,
 ) -> None:
-    """Fill ``d_rows_RD``, by a sort or, with few pairs, a scan; factors are float32."""
+    """Fill ``d_rows_RD`` by a scan or a sort; factors are float32."""
     num_rows, D = d_rows_RD.shape
     if not index_ST.numel() or not num_rows:
         d_rows_RD.zero_()
@@ -166,7 +172,7 @@ def _fill(
         "SCALED": scale_T is not None,
         "num_warps": 4,
     }
-    if len(index_N) <= FEW_PAIRS:
+    if scan:
         launch: Any = scan_kernel[(num_rows,)]
         block_p = max(1, min(128, 2 * MOST_ELEMENTS // options["BLOCK_D"]))
         launch(d_sum_TD, index_N, weight_N, scale, d_rows_RD, num_events, len(index_N), **options, BLOCK_P=block_p)
