@@ -91,7 +91,7 @@ def backward_kernel(
 def config(D: int) -> dict[str, int]:
     """Tile and launch of both kernels."""
     block_d = int(triton.next_power_of_2(D))
-    return {"BLOCK_D": block_d, "BLOCK_G": max(1, min(16, 2048 // block_d)), "num_warps": 4}
+    return {"BLOCK_D": block_d, "BLOCK_G": max(1, min(16, 2048 // block_d)), "num_warps": 2}
 
 
 def forward(seg_GD: Tensor, seg_off_B1: Tensor, newest: int) -> tuple[Tensor, Tensor, Tensor]:
