@@ -1,8 +1,8 @@
 """Segmented target attention in Triton: x is read once, nothing of size [T, H, D] exists, and there are no atomics.
 
 Two pairs of kernels: ``one_sample`` where every history has at most one sample, as in training on single impressions,
-and ``shared`` where candidates share histories. Both are bound by memory. A program takes neighbouring segments of one
-history, and computes gates again in its backward pass instead of reading them. It leaves a partial sum of dquery and
+and ``shared`` where candidates share histories. A program takes neighbouring segments of one history, and computes
+gates again in its backward pass instead of reading them. It leaves a partial sum of dquery and
 dbias for each of its samples, and another kernel adds these up in order: equal inputs give equal bits.
 
 Row numbers are int64: a row times D may pass 2^31. Offsets inside one history fit int32.
