@@ -128,17 +128,8 @@ def assemble(
         "row_B": row_B,
     }
     lookups = Lookups(schema, sources)
-    forms = [
-        Form(field, part.feature.name, part.dtype, part.shape) for field, parts in sources.items() for part in parts
-    ]
-    forms += [Form(name, None, INT64, (len(values),)) for name, values in others.items()]
-    count = int(events.off_U1[-1])
-    forms += [Form("history_key_U", None, INT64, requests.user_U.shape)]
-    forms += [Form("item_of_T", None, INT32, (count,)), Form("age_T", None, FLOAT32, (count,))]
-    forms += [Form("label_B", None, FLOAT32, (len(samples),))]
-    forms += [Form("place", table, INT32, (count,)) for table, count in lookups.counts.items()]
     on_host = (events.off_U1, requests.history_of_B)
-    packed = Packed(forms, lookups.most_bytes, memory, on_host, step, global_size)
+    packed = Packed(_forms(lookups, others, requests), lookups.most_bytes, memory, on_host, step, global_size)
     arrays = packed.arrays()
     earlier = _fill_others(
         requests.user_U, requests.time_U, arrays["history_key_U", None], events[schema.timestamp.name], events.begin_U,
@@ -149,6 +140,21 @@ def assemble(
     if bad is not None:
         check_ids(bad.checked, bad.feature, requests.source)
     return packed
+
+
+def _forms(lookups: Lookups, others: dict[str, np.ndarray], requests: Requests) -> list[Form]:
+    """Of all tensors of a batch but the distinct ids."""
+    samples, events = len(requests.history_of_B), int(requests.events.off_U1[-1])
+    forms = [
+        Form(field, part.feature.name, part.dtype, part.shape)
+        for field, parts in lookups.sources.items()
+        for part in parts
+    ]
+    forms += [Form(name, None, INT64, (len(values),)) for name, values in others.items()]
+    forms += [Form("history_key_U", None, INT64, requests.user_U.shape)]
+    forms += [Form("item_of_T", None, INT32, (events,)), Form("age_T", None, FLOAT32, (events,))]
+    forms += [Form("label_B", None, FLOAT32, (samples,))]
+    return forms + [Form("place", table, INT32, (count,)) for table, count in lookups.counts.items()]
 
 
 def with_side_info(schema: Schema, items: dict[str, np.ndarray], item: np.ndarray) -> dict[str, np.ndarray]:
