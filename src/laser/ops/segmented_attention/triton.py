@@ -8,7 +8,7 @@ dbias for each of its samples, and another kernel adds these up in order: equal 
 Row numbers are int64: a row times D may pass 2^31. Offsets inside one history fit int32.
 
 Legend of shape suffixes: B samples; U histories; T events, packed; E events, once per sample that sees them;
-G segments, packed; P (sample, backward program) pairs; H heads; D width.
+G segments, packed; P (sample, backward program) pairs; H heads; D width; R a sample's H times D values.
 """
 
 from __future__ import annotations
@@ -32,41 +32,44 @@ GROUPS = 4
 """Groups of segments that a program takes, one after another."""
 TILE_EVENTS = 128
 """Events of a program whose history may be shared, where a segment has fewer."""
+SUM_ELEMENTS = 256
+"""Values of a sample's partial sums that a program adds up."""
 STEP_ELEMENTS = 8192
 """Elements of x that a program holds while the samples of a shared history pass."""
 
 
 @triton.jit
 def reduce_kernel(
-    d_query_PHD,
+    d_query_PR,
     d_bias_PH,
     pair_off_B1,
-    d_query_BHD,
+    d_query_BR,
     d_bias_BH,
     H: tl.constexpr,
-    D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
+    R: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_R: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
-    """Add up the partial sums of one sample and head, in the order of its tiles."""
+    """Add up the partial sums of one sample, in the order of its tiles; a program takes BLOCK_R of a row's R values."""
     sample = tl.program_id(0).to(tl.int64)
-    h = tl.program_id(1)
     first = tl.load(pair_off_B1 + sample)
     last = tl.load(pair_off_B1 + sample + 1)
     p_P = tl.arange(0, BLOCK_P)
-    d_D = tl.arange(0, BLOCK_D)
-    in_D = d_D < D
-    query_PD = tl.zeros((BLOCK_P, BLOCK_D), tl.float32)
-    bias_P = tl.zeros((BLOCK_P,), tl.float32)
+    r_R = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)
+    h_H = tl.arange(0, BLOCK_H)
+    in_R = r_R < R
+    in_H = (h_H < H) & (tl.program_id(1) == 0)
+    query_PR = tl.zeros((BLOCK_P, BLOCK_R), tl.float32)
+    bias_PH = tl.zeros((BLOCK_P, BLOCK_H), tl.float32)
     for pair in range(first, last, BLOCK_P):
-        live_P = pair + p_P < last
-        row_P = (pair + p_P) * H + h
-        mask_PD = live_P[:, None] & in_D[None, :]
-        query_PD += tl.load(d_query_PHD + row_P[:, None] * D + d_D[None, :], mask=mask_PD, other=0.0)
-        bias_P += tl.load(d_bias_PH + row_P, mask=live_P, other=0.0)
-    d_query_D = tl.sum(query_PD, axis=0).to(d_query_BHD.dtype.element_ty)
-    tl.store(d_query_BHD + (sample * H + h) * D + d_D, d_query_D, mask=in_D)
-    tl.store(d_bias_BH + sample * H + h, tl.sum(bias_P, axis=0))
+        live_P1 = (pair + p_P < last)[:, None]
+        row_P1 = (pair + p_P)[:, None]
+        query_PR += tl.load(d_query_PR + row_P1 * R + r_R[None, :], mask=live_P1 & in_R[None, :], other=0.0)
+        bias_PH += tl.load(d_bias_PH + row_P1 * H + h_H[None, :], mask=live_P1 & in_H[None, :], other=0.0)
+    query_R = tl.sum(query_PR, axis=0)
+    tl.store(d_query_BR + sample * R + r_R, query_R.to(d_query_BR.dtype.element_ty), mask=in_R)
+    tl.store(d_bias_BH + sample * H + h_H, tl.sum(bias_PH, axis=0), mask=in_H)
 
 
 def one_sample_config(H: int, D: int, width: int, backward: bool) -> dict[str, int]:
@@ -202,8 +205,7 @@ def backward(
             **config,
         )
     if B:
-        block_p = max(1, min(16, 2048 // config["BLOCK_D"]))
-        launch: Any = reduce_kernel[(B, H)]
+        launch: Any = reduce_kernel[(B, triton.cdiv(H * D, SUM_ELEMENTS))]
         launch(
             d_query_PHD,
             d_bias_PH,
@@ -211,9 +213,10 @@ def backward(
             d_query_BHD,
             d_bias_BH,
             H=H,
-            D=D,
-            BLOCK_D=config["BLOCK_D"],
-            BLOCK_P=block_p,
+            R=H * D,
+            BLOCK_H=triton.next_power_of_2(H),
+            BLOCK_R=min(SUM_ELEMENTS, triton.next_power_of_2(H * D)),
+            BLOCK_P=16,
             num_warps=4,
         )
     return d_x_TD, d_query_BHD, d_bias_BH.sum(0)
