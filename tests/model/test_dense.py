@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
@@ -13,6 +14,7 @@ from laser.model.baselines.transact import Layer
 from laser.model.dense import ResidualNorm, linear
 from laser.model.half_copies import HalfCopies
 from laser.model.laser import Laser
+from laser.model.sta import SegmentedTargetAttention
 
 OPTIONS = {
     "width": 32,
@@ -35,6 +37,23 @@ def test_is_a_layer_norm() -> None:
     assert torch.equal(ours(x), plain(x))
     assert torch.equal(ours(x, y), plain(x + y))
     assert ours.double()(x.double(), y.double()).dtype == torch.float64
+
+
+@pytest.mark.parametrize("widens", [True, False])
+def test_a_norm_keeps_half_precision_only_where_it_is_told_to(monkeypatch: pytest.MonkeyPatch, widens: bool) -> None:
+    """A norm of CUDA's autocast, which widens, in its place."""
+    monkeypatch.setattr(package, "layer_norm", lambda x, *rest: F.layer_norm(x.float(), *rest))
+    x, y = torch.randn(2, 5, 8, dtype=torch.bfloat16)
+    normed = ResidualNorm(8, widens=widens)(x, y)
+    assert normed.dtype == (torch.float32 if widens else torch.bfloat16)
+    assert torch.equal(normed, F.layer_norm((x + y).float(), (8,)).to(normed.dtype))
+
+
+def test_segments_keep_half_precision() -> None:
+    norm = SegmentedTargetAttention(8).norm
+    assert isinstance(norm, ResidualNorm)
+    assert not norm.widens
+    assert ResidualNorm(8).widens
 
 
 def test_is_a_linear_layer() -> None:

@@ -220,11 +220,14 @@ def test_autocast_of_cuda_makes_float32(half: torch.dtype, device: torch.device)
     torch.set_autocast_enabled("cuda", True)  # torch.autocast would not, where there is no GPU
     try:
         values = run(FusedResidualNorm.apply, *tensors)
+        kept = run(lambda *args: FusedResidualNorm.apply(*args, False), *tensors)
     finally:
         torch.set_autocast_enabled("cuda", before)
     assert [value.dtype for value in values] == [FLOAT32, half, half, FLOAT32, FLOAT32]
     exact = run(naive.residual_norm, *(tensor.double() for tensor in tensors))
     assert error(values[0], exact[0]) < 1e-6
+    assert [value.dtype for value in kept] == [half, half, half, FLOAT32, FLOAT32]
+    torch.testing.assert_close(kept[0], values[0], check_dtype=False, rtol=torch.finfo(half).eps, atol=0)
     narrow = [tensor.to(half) for tensor in tensors]
     assert [value.dtype for value in run(FusedResidualNorm.apply, *narrow)] == [half] * 5
 

@@ -37,13 +37,15 @@ class ResidualNorm(nn.LayerNorm):
 
     Args:
         width: of what is normalised.
+        widens: whether under autocast a normed sum is float32, as that of ``nn.LayerNorm``.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, *, widens: bool = True) -> None:
         super().__init__(width)
+        self.widens = widens
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """LN(input + residual), or LN(input)."""
         if residual is None:
             return super().forward(input)
-        return residual_norm(input, residual, self.weight, self.bias, self.eps)
+        return residual_norm(input, residual, self.weight, self.bias, self.eps, widens=self.widens)

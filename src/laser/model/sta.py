@@ -99,7 +99,8 @@ class SegmentedTargetAttention(nn.Module):
             raise ValueError("match_gate changes sigmoid gates, and gate is softmax; set one of the two otherwise")
         self.match = MatchGate(match_pairs, num_heads, match_newest, segment_width) if match_pairs else None
         self.ffn = FeedForward(width, ffn_multiple) if ffn_multiple else None
-        self.norm = ResidualNorm(width) if layer_norm else nn.Identity()
+        # Segments are many: under autocast they stay in half precision, as they do without a norm.
+        self.norm = ResidualNorm(width, widens=False) if layer_norm else nn.Identity()
 
     def forward(
         self,

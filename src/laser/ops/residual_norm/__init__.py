@@ -25,7 +25,9 @@ MOST_ROWS = 1 << 30
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def residual_norm(a_ND: Tensor, b_ND: Tensor, weight_D: Tensor, bias_D: Tensor, eps: float = 1e-5) -> Tensor:
+def residual_norm(
+    a_ND: Tensor, b_ND: Tensor, weight_D: Tensor, bias_D: Tensor, eps: float = 1e-5, *, widens: bool = True
+) -> Tensor:
     """Layer norm of a + b over the last dimension, with weight and bias.
 
     On CUDA the sum and all statistics are float32 and only the result is rounded, which is closer to the truth than
@@ -38,22 +40,29 @@ def residual_norm(a_ND: Tensor, b_ND: Tensor, weight_D: Tensor, bias_D: Tensor, 
         weight_D: [D].
         bias_D: [D].
         eps: added to the variance.
+        widens: under CUDA's autocast the result is float32, as PyTorch's norm is.
 
     Returns:
-        [..., D]; float32 under CUDA's autocast, as PyTorch's norm is, otherwise the dtype of a + b.
+        [..., D] in the dtype of a + b, or as ``widens`` says.
 
     Raises:
         ValueError: when shapes do not fit each other.
     """
     # Traced first: comparing shapes would put guards into a program whose sizes are symbols.
     if torch.compiler.is_compiling():
-        return layer_norm(a_ND + b_ND, weight_D.shape, weight_D, bias_D, eps)
+        return _plain(a_ND, b_ND, weight_D, bias_D, eps, widens)
     if a_ND.shape != b_ND.shape or a_ND.shape[-1:] != weight_D.shape or weight_D.shape != bias_D.shape:
         shapes = [list(tensor.shape) for tensor in (a_ND, b_ND, weight_D, bias_D)]
         raise ValueError(f"the shapes are {shapes}; pass [..., D] twice, then [D] twice")
     if _serves(a_ND, b_ND, weight_D, bias_D):
-        return FusedResidualNorm.apply(a_ND, b_ND, weight_D, bias_D, eps)
-    return layer_norm(a_ND + b_ND, weight_D.shape, weight_D, bias_D, eps)
+        return FusedResidualNorm.apply(a_ND, b_ND, weight_D, bias_D, eps, widens)
+    return _plain(a_ND, b_ND, weight_D, bias_D, eps, widens)
+
+
+def _plain(a_ND: Tensor, b_ND: Tensor, weight_D: Tensor, bias_D: Tensor, eps: float, widens: bool) -> Tensor:
+    sum_ND = a_ND + b_ND
+    y_ND = layer_norm(sum_ND, weight_D.shape, weight_D, bias_D, eps)
+    return y_ND if widens else y_ND.to(sum_ND.dtype)
 
 
 def _serves(a_ND: Tensor, *others: Tensor) -> bool:
@@ -68,12 +77,14 @@ class FusedResidualNorm(torch.autograd.Function):
     """The Triton path; arguments as ``residual_norm``. Autocast changes the dtype of the result alone."""
 
     @staticmethod
-    def forward(ctx: Any, a_ND: Tensor, b_ND: Tensor, weight_D: Tensor, bias_D: Tensor, eps: float) -> Tensor:
+    def forward(
+        ctx: Any, a_ND: Tensor, b_ND: Tensor, weight_D: Tensor, bias_D: Tensor, eps: float, widens: bool = True
+    ) -> Tensor:
         """[..., D]. A row's mean and reciprocal deviation are kept; a and b are read again, they live anyway."""
         from laser.ops.residual_norm import triton
 
         dtype = torch.promote_types(a_ND.dtype, b_ND.dtype)
-        dtype = torch.float32 if torch.is_autocast_enabled("cuda") else dtype
+        dtype = torch.float32 if widens and torch.is_autocast_enabled("cuda") else dtype
         y_ND, mean_N, rstd_N = triton.forward(a_ND, b_ND, weight_D, bias_D, eps, dtype)
         ctx.save_for_backward(a_ND, b_ND, weight_D, mean_N, rstd_N)
         ctx.bias_dtype = bias_D.dtype
@@ -90,4 +101,4 @@ class FusedResidualNorm(torch.autograd.Function):
         from laser.ops.residual_norm import triton
 
         a_ND, b_ND, weight_D, mean_N, rstd_N = ctx.saved_tensors
-        return *triton.backward(d_y_ND, a_ND, b_ND, weight_D, mean_N, rstd_N, ctx.bias_dtype), None
+        return *triton.backward(d_y_ND, a_ND, b_ND, weight_D, mean_N, rstd_N, ctx.bias_dtype), None, None
