@@ -135,7 +135,7 @@ def test_histories_of_several_programs(width: int, device: torch.device) -> None
     case[0][: len(case[0]) // 2] *= 3
     tiles = triton.tiling(torch.float32, 2, 128, width, shared=False)
     assert 2 * max(tiles[:2]) < lengths[0]
-    assert width % triton.one_sample_config(2, 128, width, backward=False)["STEP"]
+    assert width % triton.one_sample_config(torch.bfloat16, 2, 128, width, backward=False)["STEP"]
     upstream = torch.randn(101 + 31, 2, 128).to(device)
     assert_within_twice_naive(triton, case, width, upstream, within)
 

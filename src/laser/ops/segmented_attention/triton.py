@@ -72,7 +72,7 @@ def reduce_kernel(
     tl.store(d_bias_BH + sample * H + h_H, tl.sum(bias_PH, axis=0), mask=in_H)
 
 
-def one_sample_config(H: int, D: int, width: int, backward: bool) -> dict[str, int]:
+def one_sample_config(dtype: torch.dtype, H: int, D: int, width: int, backward: bool) -> dict[str, int]:
     """Tile and launch of the kernels for histories with one sample.
 
     Chosen by shape and never by timing: another tile is another order of summation, and so other bits.
@@ -83,7 +83,14 @@ def one_sample_config(H: int, D: int, width: int, backward: bool) -> dict[str, i
     if not backward:
         return config | {"STEP": min(2, width), "STAGES": 3}
     # Fewer registers than the compiler would take leave room for more programs.
-    return config | {"STEP": 1, "STAGES": 5} | ({"maxnreg": 80} if warps == 1 else {})
+    step = (
+        {"STEP": 1, "STAGES": 5, "maxnreg": 80}
+        if dtype == torch.float32
+        else {"STEP": min(2, width), "STAGES": 3, "maxnreg": 88}
+    )
+    if warps > 1:
+        del step["maxnreg"]
+    return config | step
 
 
 def shared_config(H: int, D: int, width: int, split: bool) -> dict[str, int]:
@@ -117,7 +124,7 @@ def tiling(dtype: torch.dtype, H: int, D: int, width: int, shared: bool) -> Tili
     if shared:
         forward, backward = (config(H, D, width, halves(dtype)) for config in (shared_config, shared_backward_config))
         return Tiling(forward["BLOCK_S"] * width, backward["BLOCK_S"] * width, backward["STEPS"], shared)
-    forward, backward = (one_sample_config(H, D, width, backward) for backward in (False, True))
+    forward, backward = (one_sample_config(dtype, H, D, width, backward) for backward in (False, True))
     return Tiling(*(config["BLOCK_S"] * config["GROUPS"] * width for config in (forward, backward)), shared=shared)
 
 
@@ -133,7 +140,7 @@ def forward(
         one_step = config["BLOCK_S"] * size.width <= config["BLOCK_E"]
         config |= {"ONE_STEP": one_step, "SPLIT": split}
     else:
-        config = one_sample_config(H, D, size.width, backward=False)
+        config = one_sample_config(x_TD.dtype, H, D, size.width, backward=False)
     pooled_GHD = x_TD.new_empty(size.num_segments, H, D)
     if size.spare:  # rows that belong to no sample are read by what comes next
         zero_spare_rows(pooled_GHD, parts.seg_off_B1)
@@ -176,7 +183,7 @@ def backward(
         split = halves(x_TD.dtype)
         config = shared_backward_config(H, D, size.width, split) | {"SPLIT": split}
     else:
-        config = one_sample_config(H, D, size.width, backward=True)
+        config = one_sample_config(x_TD.dtype, H, D, size.width, backward=True)
     d_x_TD, d_query_BHD = torch.empty_like(x_TD), torch.empty_like(query_BHD)
     d_query_PHD = x_TD.new_empty(size.num_pairs, H, D, dtype=torch.float32)
     d_bias_PH = x_TD.new_empty(size.num_pairs, H, dtype=torch.float32)
