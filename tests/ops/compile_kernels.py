@@ -22,6 +22,7 @@ from triton.runtime.jit import JITFunction
 
 from laser.ops.address_copy.triton import AddressCopy
 from laser.ops.click_loss import click_loss
+from laser.ops.gated_recurrence import gated_recurrence
 from laser.ops.gather_sum import gather_sum
 from laser.ops.keep_factor import keep_factor
 from laser.ops.linear import grouped_linear, linear
@@ -89,6 +90,12 @@ def call_all(dtype: torch.dtype) -> None:
         b = torch.randn(8, 32, WIDTH, dtype=dtype, requires_grad=True)
         weight_D, bias_D = (torch.ones(WIDTH, requires_grad=True) for _ in range(2))
         backward(residual_norm(a, b.transpose(0, 1), weight_D, bias_D))
+    for D in (64, WIDTH):
+        products, scales, gates, candidate = (
+            torch.randn(*shape, dtype=dtype, requires_grad=True)
+            for shape in ((3, 5, 3 * D), (3, 5), (2 * D, D), (D, D))
+        )
+        backward(gated_recurrence(products, scales, gates, candidate))
     for rows in (3, 3000):
         x = torch.randn(rows, 2, WIDTH, dtype=dtype)
         weight, bias = (torch.randn(*shape, WIDTH, dtype=dtype, requires_grad=True) for shape in ((2, WIDTH), (2,)))

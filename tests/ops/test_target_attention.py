@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from laser.ops.target_attention import cpu, naive, segment_softmax_attention, triton
+from laser.ops.target_attention import cpu, naive, segment_softmax_attention, tensor_cores, triton
 
 NAMES = ["pooled", "d_query", "d_seg"]
 IMPLEMENTATIONS = {"cpu": cpu, "triton": triton}
-COUNTS = [0, 1, 15, 16, 17, 63, 0]
+COUNTS = [0, 1, 15, 16, 33, 150, 0]
 
 
 def inputs(
@@ -47,6 +47,12 @@ def error(value: Tensor, exact: Tensor) -> float:
         (512, 4, torch.float32),
         (24, 2, torch.float16),
         (24, 2, torch.bfloat16),
+        (1, 1, torch.bfloat16),
+        (40, 3, torch.bfloat16),
+        (128, 2, torch.bfloat16),
+        (100, 8, torch.bfloat16),
+        (24, 9, torch.bfloat16),
+        (200, 5, torch.bfloat16),
     ],
 )
 def test_output_and_gradients(implementation: str, D: int, H: int, dtype: torch.dtype, device: torch.device) -> None:
@@ -72,12 +78,20 @@ def test_by_hand(function: str) -> None:
     torch.testing.assert_close(pooled, torch.tensor([[[4 / 4 + 8 * 3 / 4, 3 / 4]], [[0.0, 0.0]]]))
 
 
+def test_only_narrow_heads_in_bfloat16_go_to_tensor_cores() -> None:
+    served = {(H, D) for H in (1, 2, 8, 9) for D in (1, 128, 512) if tensor_cores.serves(torch.bfloat16, H, D)}
+    assert served == {(1, 1), (1, 128), (1, 512), (2, 1), (2, 128), (2, 512), (8, 1), (8, 128)}
+    assert not any(tensor_cores.serves(dtype, 2, 128) for dtype in (torch.float16, torch.float32, torch.float64))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_large_scores_do_not_overflow(implementation: str, device: torch.device) -> None:
+def test_large_scores_do_not_overflow(implementation: str, dtype: torch.dtype, device: torch.device) -> None:
     query, seg, seg_off = inputs([40, 3], 8, 1, torch.float32, device)
+    seg = seg.to(dtype)
     values = by(IMPLEMENTATIONS[implementation], query * 1e4, seg, seg_off, torch.ones(2, 1, 8, device=device))
     assert all(value.isfinite().all() for value in values)
-    largest = (seg[:40] @ query[0, 0]).argmax()
+    largest = (seg[:40].float() @ query[0, 0]).argmax()
     torch.testing.assert_close(values[0][0, 0], seg[largest])
 
 
@@ -92,9 +106,10 @@ def test_nothing(implementation: str, counts: list[int], device: torch.device) -
     assert d_seg.shape == (0, 4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_batch_split_in_two_and_equal_bits(implementation: str, device: torch.device) -> None:
-    query, seg, seg_off = inputs([20, 0, 7, 33], 8, 2, torch.float32, device)
+def test_batch_split_in_two_and_equal_bits(implementation: str, dtype: torch.dtype, device: torch.device) -> None:
+    query, seg, seg_off = inputs([20, 0, 7, 33], 8, 2, dtype, device)
     ours = IMPLEMENTATIONS[implementation]
     upstream = torch.randn(4, 2, 8).to(device)
     whole = by(ours, query, seg, seg_off, upstream)
@@ -126,10 +141,13 @@ def test_mistakes() -> None:
         segment_softmax_attention(query, seg, seg_off[:2])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_segments_of_no_sample_have_no_part_in_it(implementation: str, device: torch.device) -> None:
+def test_segments_of_no_sample_have_no_part_in_it(
+    implementation: str, dtype: torch.dtype, device: torch.device
+) -> None:
     """They lie behind the last sample's. Their gradient is 0, not what memory happened to hold."""
-    query, seg, seg_off = inputs([3, 0, 20], 16, 2, torch.float32, device)
+    query, seg, seg_off = inputs([3, 0, 20], 16, 2, dtype, device)
     upstream = torch.randn_like(query)
     alone = by(IMPLEMENTATIONS[implementation], query, seg, seg_off, upstream)
     pooled, d_query, d_seg = by(

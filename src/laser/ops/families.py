@@ -11,6 +11,8 @@ from torch import Tensor
 
 from laser.ops import linear
 from laser.ops.availability import has_triton
+from laser.ops.gated_recurrence import gated_recurrence
+from laser.ops.gated_recurrence import naive as recurrence_naive
 from laser.ops.gather_sum import gather_sum
 from laser.ops.gather_sum import naive as gather_naive
 from laser.ops.keep_factor import keep_factor
@@ -109,6 +111,20 @@ def _residual(op: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return case
 
 
+def _recurrence(op: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def case(x_ND: Tensor, _off_U1: Tensor, query_BHD: Tensor) -> Tensor:
+        products_BLP = torch.cat([x_ND, x_ND * 2, x_ND.cos()], 1).view(1, 7, 24)
+        weight = query_BHD.flatten()
+        return op(
+            products_BLP,
+            x_ND[None, :, 0].sigmoid(),
+            weight.repeat(3)[:128].view(16, 8),
+            weight.repeat(2)[:64].view(8, 8),
+        )
+
+    return case
+
+
 def _linear(package: Any) -> Callable[..., Tensor]:
     def case(x_ND: Tensor, _off_U1: Tensor, query_BHD: Tensor) -> Tensor:
         # Biases made of the rows, so that their gradients are seen.
@@ -132,6 +148,7 @@ _CASES: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
         _target(segment_softmax_attention),
         _target(target_naive.segment_softmax_attention),
     ),
+    "gated_recurrence": (_recurrence(gated_recurrence), _recurrence(recurrence_naive.gated_recurrence)),
     "gather_sum": (_gather(gather_sum), _gather(gather_naive.gather_sum)),
     "keep_factor": (_keep(keep_factor), _keep(keep_naive.keep_factor)),
     "newest_mean": (_newest(newest_mean), _newest(newest_naive.newest_mean)),

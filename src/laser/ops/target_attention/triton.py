@@ -19,6 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from laser.ops.spare_rows import zero_spare_rows
+from laser.ops.target_attention import tensor_cores
 
 
 @triton.jit
@@ -144,14 +145,22 @@ def config(H: int, D: int) -> dict[str, int]:
     return {"BLOCK_D": block_d, "BLOCK_G": segments, "STAGES": 3, "num_warps": 2}
 
 
+def _launch(dtype: torch.dtype, H: int, D: int, *, backward: bool) -> tuple[Any, dict[str, int]]:
+    """Kernel and options for such segments."""
+    if tensor_cores.serves(dtype, H, D):
+        kernel = tensor_cores.backward_kernel if backward else tensor_cores.forward_kernel
+        return kernel, tensor_cores.config(H, D, backward=backward)
+    return backward_kernel if backward else forward_kernel, config(H, D)
+
+
 def forward(query_BHD: Tensor, seg_GD: Tensor, seg_off_B1: Tensor) -> tuple[Tensor, Tensor]:
     """Weighted mean [B, H, D] and logarithm of the sum of exponentials [B, H], float32; inputs contiguous."""
     B, H, D = query_BHD.shape
     pooled_BHD = torch.empty_like(query_BHD, dtype=torch.float32)
     lse_BH = pooled_BHD.new_empty(B, H)
     if B:
-        launch: Any = forward_kernel[(B,)]
-        launch(query_BHD, seg_GD, seg_off_B1, pooled_BHD, lse_BH, H=H, D=D, **config(H, D))
+        kernel, options = _launch(seg_GD.dtype, H, D, backward=False)
+        kernel[(B,)](query_BHD, seg_GD, seg_off_B1, pooled_BHD, lse_BH, H=H, D=D, **options)
     return pooled_BHD, lse_BH
 
 
@@ -163,7 +172,7 @@ def backward(
     d_query_BHD, d_seg_GD = torch.empty_like(query_BHD), torch.empty_like(seg_GD)
     zero_spare_rows(d_seg_GD, seg_off_B1)
     if B:
-        launch: Any = backward_kernel[(B,)]
+        kernel, options = _launch(seg_GD.dtype, H, D, backward=True)
         inputs = (d_pooled_BHD, query_BHD, seg_GD, seg_off_B1, pooled_BHD, lse_BH)
-        launch(*inputs, d_query_BHD, d_seg_GD, H=H, D=D, **config(H, D))
+        kernel[(B,)](*inputs, d_query_BHD, d_seg_GD, H=H, D=D, **options)
     return d_query_BHD, d_seg_GD
