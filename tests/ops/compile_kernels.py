@@ -75,8 +75,9 @@ def call_all(dtype: torch.dtype) -> None:
         bias = torch.zeros(2, requires_grad=True)
         backward(segmented_target_attention(events, off, query, bias, history, 10)[0])
         segmented_target_attention(events, off, query, bias, history, 10, return_gates=True)
-    query = torch.randn(3, 2, WIDTH, requires_grad=True)
-    backward(segment_softmax_attention(query, events, off))
+    for heads in (2, 9):
+        query = torch.randn(3, heads, WIDTH, requires_grad=True)
+        backward(segment_softmax_attention(query, events, off))
     backward(*segment_readout(events, off, 4))
     index, weight, scale = torch.zeros(9000, 3, dtype=torch.int32), torch.ones(9000, 3), torch.ones(9000)
     rows = torch.randn(200, WIDTH, dtype=dtype, requires_grad=True)

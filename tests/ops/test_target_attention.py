@@ -95,6 +95,15 @@ def test_large_scores_do_not_overflow(implementation: str, dtype: torch.dtype, d
     torch.testing.assert_close(values[0][0, 0], seg[largest])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_scores_far_below_zero(implementation: str, dtype: torch.dtype, device: torch.device) -> None:
+    """What lies past the end would have a weight without bounds there."""
+    query, seg, seg_off = inputs([40, 3], 8, 1, dtype, device)
+    values = by(IMPLEMENTATIONS[implementation], -100 * query.abs(), seg.abs() + 1, seg_off, torch.ones_like(query))
+    assert all(value.isfinite().all() for value in values)
+
+
 @pytest.mark.parametrize("counts", [[], [0, 0, 0]])
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_nothing(implementation: str, counts: list[int], device: torch.device) -> None:

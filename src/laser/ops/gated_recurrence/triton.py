@@ -216,7 +216,7 @@ def config(D: int, split: bool) -> dict[str, Any]:
     """Tile and launch of the recurrence, forward and backward: by shape and dtype, never by timing."""
     # Tensor cores want 16 columns, too.
     block_d = max(16, int(triton.next_power_of_2(D)))
-    return {"BLOCK_B": SAMPLES, "BLOCK_D": block_d, "STAGES": 3, "SPLIT": split, "HOLD": split, "num_warps": 8}
+    return {"BLOCK_B": SAMPLES, "BLOCK_D": block_d, "STAGES": 2, "SPLIT": split, "HOLD": split, "num_warps": 8}
 
 
 def forward(products_BLP: Tensor, scale_BL: Tensor, gates_PD: Tensor, candidate_DD: Tensor) -> Tensor:
