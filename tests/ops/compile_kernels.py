@@ -22,6 +22,7 @@ from triton.runtime.jit import JITFunction
 
 from laser.ops.address_copy.triton import AddressCopy
 from laser.ops.click_loss import click_loss
+from laser.ops.feed_forward import grouped_feed_forward
 from laser.ops.gated_recurrence import gated_recurrence
 from laser.ops.gather_sum import gather_sum
 from laser.ops.keep_factor import keep_factor
@@ -102,6 +103,7 @@ def call_all(dtype: torch.dtype) -> None:
         weight, bias = (torch.randn(*shape, WIDTH, dtype=dtype, requires_grad=True) for shape in ((2, WIDTH), (2,)))
         backward(grouped_linear(x, weight, bias))
         backward(linear(x, weight[0], bias[0]))
+        backward(grouped_feed_forward(x, weight, bias, weight, bias))
     keep_factor(0.1, 1, torch.tensor(2), off, off, dtype)
     keep_factor(0.1, 1, 2, off, 1024, dtype)
     click_loss(scale, scale, 7)

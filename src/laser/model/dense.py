@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from laser.ops.feed_forward import feed_forward
 from laser.ops.linear import linear as linear_op
 from laser.ops.residual_norm import residual_norm
 
@@ -30,6 +31,11 @@ class FeedForward(nn.Sequential):
 
     def __init__(self, width: int, multiple: int = 4) -> None:
         super().__init__(linear(width, multiple * width), nn.GELU(), linear(multiple * width, width))
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[..., width] -> [..., width]."""
+        first, _, second = self
+        return feed_forward(input, first.weight, first.bias, second.weight, second.bias)
 
 
 class ResidualNorm(nn.LayerNorm):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from laser.model.dense import ResidualNorm
+from laser.ops.feed_forward import grouped_feed_forward
 from laser.ops.keep_factor.naive import scalar_hash
 from laser.ops.linear import grouped_linear
 
@@ -69,8 +70,7 @@ class PerTokenFeedForward(nn.Module):
 
     def forward(self, x_BMD: Tensor) -> Tensor:
         """[B, M, D] -> [B, M, D]."""
-        hidden_BMF = nn.functional.gelu(per_token_linear(x_BMD, self.weight1_MDF, self.bias1_MF))
-        return per_token_linear(hidden_BMF, self.weight2_MFD, self.bias2_MD)
+        return grouped_feed_forward(x_BMD, self.weight1_MDF, self.bias1_MF, self.weight2_MFD, self.bias2_MD)
 
 
 class SparseFeedForward(nn.Module):

@@ -21,7 +21,7 @@ from torch.nn import functional
 from laser.ops.availability import use_triton
 from laser.ops.linear.functions import GroupedLinear, Linear, SideBySide
 
-__all__ = ["grouped_linear", "linear", "side_by_side"]
+__all__ = ["as_autocast_would", "grouped_linear", "linear", "side_by_side"]
 
 MOST_ROWS = 1 << 30
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -45,7 +45,7 @@ def linear(x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Ten
     """
     if not _serves(x_NI, weight_OI, bias_O):
         return functional.linear(x_NI, weight_OI, bias_O)
-    return Linear.apply(*_as_autocast_would(x_NI, weight_OI, bias_O))
+    return Linear.apply(*as_autocast_would(x_NI, weight_OI, bias_O))
 
 
 def grouped_linear(x_NHI: Tensor, weight_HIO: Tensor, bias_HO: Tensor | None = None) -> Tensor:
@@ -66,7 +66,7 @@ def grouped_linear(x_NHI: Tensor, weight_HIO: Tensor, bias_HO: Tensor | None = N
         RuntimeError: PyTorch's, when shapes or dtypes do not fit each other.
     """
     if _serves(x_NHI, weight_HIO, bias_HO):
-        return GroupedLinear.apply(*_as_autocast_would(x_NHI, weight_HIO, bias_HO))
+        return GroupedLinear.apply(*as_autocast_would(x_NHI, weight_HIO, bias_HO))
     if bias_HO is None:
         return torch.einsum("nhi,hio->nho", x_NHI, weight_HIO)
     return torch.baddbmm(bias_HO[:, None], x_NHI.transpose(0, 1), weight_HIO).transpose(0, 1)
@@ -94,7 +94,7 @@ def side_by_side(inputs: Sequence[Sequence[Tensor]], weights: Sequence[Tensor], 
     if not _serves(*parts, *weights, *biases) or any(part.dim() != 2 for part in parts):
         layers = zip(inputs, weights, biases, strict=True)
         return torch.cat([functional.linear(torch.cat([*x], -1), *layer) for x, *layer in layers], -1)
-    return SideBySide.apply(*_as_autocast_would(torch.cat(parts, 1), *weights, *biases))
+    return SideBySide.apply(*as_autocast_would(torch.cat(parts, 1), *weights, *biases))
 
 
 def _serves(x_NI: Tensor, *weights: Tensor | None) -> bool:
@@ -108,8 +108,8 @@ def _serves(x_NI: Tensor, *weights: Tensor | None) -> bool:
     return x_NI.numel() <= MOST_ROWS * max(1, x_NI.shape[-1])
 
 
-def _as_autocast_would(*tensors: Tensor | None) -> list[Tensor | None]:
-    """In autocast's dtype where it is on.
+def as_autocast_would(*tensors: Tensor | None) -> list[Tensor | None]:
+    """Tensors in autocast's dtype where it is on.
 
     Parameters are cast as they are, not a view of them: ``laser.model.half_copies`` looks for that.
     """

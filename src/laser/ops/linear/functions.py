@@ -26,13 +26,15 @@ def _rows(x_NI: Tensor) -> Tensor:
     return x_NI.reshape(math.prod(x_NI.shape[:-1]), x_NI.shape[-1])
 
 
-def _column_sum(x_HNO: Tensor) -> Tensor:
+def column_sum(x_HNO: Tensor) -> Tensor:
+    """Sum over rows, [H, O]."""
     from laser.ops.linear import triton
 
     return triton.column_sum(x_HNO)
 
 
-def _repeated(bias_HO: Tensor, N: int) -> Tensor:
+def repeated(bias_HO: Tensor, N: int) -> Tensor:
+    """Each bias N times, contiguous [H, N, O]."""
     from laser.ops.linear import triton
 
     return triton.repeated(bias_HO, N)
@@ -57,7 +59,7 @@ class Linear(torch.autograd.Function):
         return (
             (d_y_RO @ weight_OI).view(x_NI.shape) if of_x else None,
             d_y_RO.t() @ _rows(x_NI) if of_weight else None,
-            _column_sum(d_y_RO[None])[0] if of_bias else None,
+            column_sum(d_y_RO[None])[0] if of_bias else None,
         )
 
 
@@ -69,7 +71,7 @@ class GroupedLinear(torch.autograd.Function):
         """[N, H, O]."""
         ctx.save_for_backward(x_NHI, weight_HIO)
         if bias_HO is not None:
-            y_HNO = _repeated(bias_HO, x_NHI.shape[0])
+            y_HNO = repeated(bias_HO, x_NHI.shape[0])
             return y_HNO.baddbmm_(x_NHI.transpose(0, 1), weight_HIO).transpose(0, 1)
         y_NHO = x_NHI.new_empty(*x_NHI.shape[:2], weight_HIO.shape[2])
         torch.bmm(x_NHI.transpose(0, 1), weight_HIO, out=y_NHO.transpose(0, 1))
@@ -87,12 +89,12 @@ class GroupedLinear(torch.autograd.Function):
             torch.bmm(d_y_NHO.transpose(0, 1), weight_HIO.transpose(1, 2), out=d_x_NHI.transpose(0, 1))
         return (
             d_x_NHI,
-            _weight_gradient(x_NHI, d_y_NHO, weight_HIO) if of_weight else None,
-            _column_sum(d_y_NHO.transpose(0, 1)) if of_bias else None,
+            weight_gradient(x_NHI, d_y_NHO, weight_HIO) if of_weight else None,
+            column_sum(d_y_NHO.transpose(0, 1)) if of_bias else None,
         )
 
 
-def _weight_gradient(x_NHI: Tensor, d_y_NHO: Tensor, weight_HIO: Tensor) -> Tensor:
+def weight_gradient(x_NHI: Tensor, d_y_NHO: Tensor, weight_HIO: Tensor) -> Tensor:
     """x_h^T d_y_h for each group, with the strides of the weight."""
     H, I, O = weight_HIO.shape
     d_weight_HIO = torch.empty_like(weight_HIO)
@@ -113,7 +115,7 @@ class SideBySide(torch.autograd.Function):
         runs = [list(run) for _, run in groupby(weights, lambda weight_OI: weight_OI.shape)]
         run_ROI = [run[0][None] if len(run) == 1 else torch.stack(run) for run in runs]
         ctx.save_for_backward(x_NI, *run_ROI)
-        y_NO = _repeated(torch.cat(biases)[None], x_NI.shape[0])[0]
+        y_NO = repeated(torch.cat(biases)[None], x_NI.shape[0])[0]
         for weight_ROI, x_RNI, y_RNO in zip(
             run_ROI, _of_runs(x_NI, run_ROI, 2), _of_runs(y_NO, run_ROI, 1), strict=True
         ):
@@ -132,7 +134,7 @@ class SideBySide(torch.autograd.Function):
             torch.bmm(d_y_RNO, weight_ROI, out=d_x_RNI)
             d_weights += torch.bmm(d_y_RNO.mT, x_RNI).unbind()
         outputs = [weight_ROI.shape[1] for weight_ROI in run_ROI for _ in range(weight_ROI.shape[0])]
-        return d_x_NI, *d_weights, *_column_sum(d_y_NO[None])[0].split(outputs)
+        return d_x_NI, *d_weights, *column_sum(d_y_NO[None])[0].split(outputs)
 
 
 def _of_runs(x_NI: Tensor, run_ROI: list[Tensor], dim: int) -> list[Tensor]:
