@@ -13,6 +13,9 @@ Runs `laser fit` without validation, loggers and checkpoints, then, with the mod
 - on a GPU: launches and busy time of a step, each place where the host waited for the device, and ``kernels.txt``, all
   kernels of one step in their order, by which one sees what belongs together; ``trace.json`` is for a trace viewer.
 
+- ``slow``: steps of ``fit`` longer than twice the median, as [step, ms, place in its epoch]; before place 0 another
+  epoch ended. Where the device is behind, the host may wait for it some steps later;
+
 Times are medians over steps with half of the range between the quartiles, in milliseconds.
 """
 
@@ -48,6 +51,13 @@ def spread(times: list[float]) -> dict[str, float]:
     return {"ms": round(1e3 * middle, 3), "spread": round(1e3 * (high - low) / 2, 3)}
 
 
+def slow(times: list[float], places: list[int]) -> list[tuple[int, float, int]]:
+    """Number (from ``WARM_UP`` + 1), milliseconds and place in its epoch of each step of more than twice the median."""
+    limit = 2 * statistics.median(times)
+    steps = enumerate(zip(times, places, strict=True), WARM_UP + 1)
+    return [(step, round(1e3 * seconds, 3), place) for step, (seconds, place) in steps if seconds > limit]
+
+
 class StepTimes(pl.Callback):
     """Measures while training, and more when it has ended.
 
@@ -59,6 +69,7 @@ class StepTimes(pl.Callback):
         self.out = Path(out)
         self.ends: list[float] = []
         self.waits: list[float] = []
+        self.places: list[int] = []
         self.found: dict[str, Any] = {}
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
@@ -69,6 +80,7 @@ class StepTimes(pl.Callback):
         if len(self.ends) == WARM_UP:
             wait_for(trainer.strategy.root_device)
         self.ends.append(time.perf_counter())
+        self.places.append(batch_idx)
         self.batch = batch
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
@@ -90,6 +102,7 @@ class StepTimes(pl.Callback):
             "samples_of_a_step": size,
             "events_of_the_last_step": events,
             "fit": spread(steps) | {"mean_ms": round(1e3 * mean, 3), "samples_per_second": round(size / mean)},
+            "slow": slow(steps, self.places[WARM_UP + 1 :]),
             "wait_for_the_loader": spread(self.waits[WARM_UP:]),
             "loader": self.loader(trainer),
         }
