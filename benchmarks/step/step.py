@@ -6,15 +6,14 @@ Runs `laser fit` without validation, loggers and checkpoints, then, with the mod
 
 - ``loader``: batches drawn and dropped;
 - ``fit``: steps of the trainer, from the end of one to the end of the next;
+- ``slow``: steps of ``fit`` longer than twice the median, as [step, ms, place in its epoch]; before place 0 another
+  epoch ended. Where the device is behind, the host may wait for it some steps later;
 - ``forward``, ``backward``, ``optimizer``: on one batch that stays on the device, the device waited for after each;
 - ``step``: the three without waiting in between;
 - ``queued``: steps one after the other, the device waited for after the last: how fast training is when no loader
   holds it up, since the host prepares a step while the device computes the one before;
 - on a GPU: launches and busy time of a step, each place where the host waited for the device, and ``kernels.txt``, all
   kernels of one step in their order, by which one sees what belongs together; ``trace.json`` is for a trace viewer.
-
-- ``slow``: steps of ``fit`` longer than twice the median, as [step, ms, place in its epoch]; before place 0 another
-  epoch ended. Where the device is behind, the host may wait for it some steps later;
 
 Times are medians over steps with half of the range between the quartiles, in milliseconds.
 """
