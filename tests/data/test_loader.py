@@ -32,7 +32,10 @@ def data(prepared: Path):
 
 @pytest.fixture(autouse=True)
 def _no_threads_of_other_tests():
-    gc.collect()
+    """A thread at a batch keeps the loader that a test has left until the batch is done."""
+    deadline = time.monotonic() + 30
+    while gc.collect() >= 0 and loader_threads() and time.monotonic() < deadline:
+        time.sleep(0.01)
 
 
 def loader(data: PreparedData, split: str = "train", **options) -> BatchLoader:
