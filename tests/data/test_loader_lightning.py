@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import threading
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 
 import lightning
@@ -44,14 +47,16 @@ def data(prepared: Path):
         yield opened
 
 
-def fit(data: PreparedData, folder: Path, checkpoint: Path | None = None, **saving) -> Recorder:
+def fit(
+    data: PreparedData, folder: Path, checkpoint: Path | None = None, module: Recorder | None = None, *,
+    options: dict | None = None, **saving,
+) -> Recorder:  # fmt: skip
     loaders = [
         BatchLoader(data, split, batch_size=BATCH_SIZE, max_history=5, shuffle=split == "train", seed=7)
         for split in ("train", "val")
     ]
-    module = Recorder()
+    module = module or Recorder()
     trainer = lightning.Trainer(
-        max_epochs=EPOCHS,
         accelerator="cpu",
         devices=1,
         logger=False,
@@ -61,6 +66,7 @@ def fit(data: PreparedData, folder: Path, checkpoint: Path | None = None, **savi
         use_distributed_sampler=False,
         callbacks=[ModelCheckpoint(folder, filename="{step}", save_top_k=-1, **saving)] if saving else [],
         enable_checkpointing=bool(saving),
+        **{"max_epochs": EPOCHS} | (options or {}),
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -81,3 +87,40 @@ def test_every_checkpoint_resumes_at_the_next_batch(data, tmp_path, saving):
     for step in (1, 4, 5, 6, 10, 13):
         if step in checkpoints:
             assert fit(data, tmp_path / "again", checkpoints[step]).seen == whole[step:], f"resumed after {step}"
+
+
+class Ending(Recorder):
+    """Is told to stop, or fails, in the last step of the first epoch, when the second one has been begun."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way = way
+
+    def training_step(self, batch, index):
+        if len(self.seen) == BATCHES - 1:
+            self.trainer.should_stop = self.way == "told to stop"
+            if self.way == "failing":
+                raise RuntimeError("as it was asked to")
+        return super().training_step(batch, index)
+
+
+@pytest.mark.parametrize("way", ["through", "told to stop", "failing"])
+def test_no_thread_outlives_training(data, tmp_path, way):
+    """Without any help of the garbage collector."""
+    gc.collect()
+    gc.disable()
+    try:
+        module = Ending(way)
+        with pytest.raises(RuntimeError, match="as it was") if way == "failing" else nullcontext():
+            fit(data, tmp_path, module=module)
+        assert len(module.seen) == {"through": EPOCHS * BATCHES, "told to stop": BATCHES, "failing": BATCHES - 1}[way]
+        assert [thread.name for thread in threading.enumerate() if thread.name.startswith("laser-train")] == []
+    finally:
+        gc.enable()
+
+
+def test_epochs_cut_short_begin_as_whole_ones_do(data, tmp_path):
+    """Threads are then within the epoch that ends early."""
+    whole = fit(data, tmp_path).seen
+    short = fit(data, tmp_path, options={"limit_train_batches": 3}).seen
+    assert short == [batch for batch in whole if batch[0] % BATCHES < 3]

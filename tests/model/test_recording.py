@@ -17,6 +17,7 @@ from laser.model.fixed_batch import FILLERS, Room, filled_offsets
 from laser.model.flat import Flat
 from laser.model.laser import Laser
 from laser.model.recording import RecordedNetwork
+from laser.ops.segments import Tiling
 from laser.train.flat_adam import FlatAdam
 from laser.train.optim import DenseOptimizer, TableOptimizer, build_optimizer
 
@@ -219,12 +220,43 @@ def test_parameters_that_move_are_noticed(schema, make_batch, as_loaded):
 
 
 def test_fillers_share_what_is_missing():
-    off, history = filled_offsets(np.array([0, 2, 5]), np.array([1, 0, 1]), 6, 105)
+    off, history = filled_offsets(np.array([0, 2, 5]), np.array([1, 0]), 2, 105)
     lengths = np.diff(off)
-    assert lengths[:6].tolist() == [2, 3, 0, 0, 0, 0]
-    assert lengths[6:].tolist() == pytest.approx([100 / FILLERS] * FILLERS, abs=1)
+    assert lengths[:2].tolist() == [2, 3]
+    assert lengths[2:].tolist() == [0, 2] + [7] * (FILLERS - 2), "100 / 16 in whole events"
     assert int(off[-1]) == 105
-    assert history.tolist() == [1, 0, 1, 2, 3, 4, *range(6, 6 + FILLERS)]
+    assert history.tolist() == [1, 0, *range(2, 2 + FILLERS)]
+
+
+def test_samples_that_a_batch_lacks_are_fillers_too():
+    """Otherwise a few fillers of the last batch of an epoch would have nearly all events."""
+    off, history = filled_offsets(np.array([0, 2, 5]), np.array([1, 0, 1]), 1003, 50_010, piece=20)
+    lengths = np.diff(off)
+    assert lengths[:2].tolist() == [2, 3]
+    assert int(lengths[2:].sum()) == 50_005
+    assert history.tolist() == [1, 0, 1, *range(2, 1002), *range(1003, 1003 + FILLERS)]
+    assert not lengths[1002], "a history of no sample has no events"
+    assert int(lengths.max()) == 60, "50,005 / 1016 in pieces of 20"
+    assert lengths[-1] == 60
+    assert np.count_nonzero(lengths % 20) == 3, "those of the batch, and one"
+
+
+def test_a_small_batch_finds_room(schema, make_batch, as_loaded, monkeypatch):
+    """Of segments and tiles, though its fillers are many; and no filler is much longer than the histories were."""
+    tiles = {False: Tiling(40, 80), True: Tiling(60, 20, 2, shared=True)}
+    monkeypatch.setattr("laser.model.sta.SegmentedTargetAttention.tiling", lambda *_: tiles.__getitem__)
+    network = Laser(schema, **OPTIONS).to(DEVICE).train()
+    recorded = RecordedNetwork(network, list(parts(network)[1].values()))
+    lengths = np.random.default_rng(0).integers(200, 300, 64).tolist()
+    recorded(as_loaded(make_batch(schema, lengths, list(range(64)))).to(DEVICE))
+    room = recorded.room
+    for count in (1, 7, 40, 63):
+        recorded(as_loaded(make_batch(schema, lengths[:count], list(range(count)))).to(DEVICE))
+        assert recorded.room == room
+        offsets = recorded.fixed.layout.parts.off_U1.diff()
+        assert int(offsets.sum()) == room.events
+        assert int(offsets.max()) <= 300 + 240, "the smallest multiple of all tiles more"
+    assert recorded.recordings == 1
 
 
 def test_what_cannot_be_recorded_says_so(schema):

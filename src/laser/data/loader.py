@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from itertools import count
 from typing import Any, Self
 
 import numpy as np
@@ -31,6 +31,10 @@ class BatchLoader:
 
     Threads read and decode histories ahead of the consumer; batches arrive in order whatever their number. An error
     in a thread is raised where its batch would have been. Leaving an iteration early frees the threads.
+
+    A loader that shuffles is one of many epochs: its threads go on with the next epoch behind the last batch of one, so
+    that no consumer waits there. Up to ``prefetch`` batches then lie ready between epochs, for the iteration that
+    begins the next epoch; any other begins anew.
 
     Args:
         data: the prepared data set.
@@ -95,6 +99,9 @@ class BatchLoader:
         self._position = 0
         self._start = 0
         self._collate = Collator(data, max_history).packed
+        self._iterator: tuple[int, Generator[Sent]] | None = None
+        """An epoch of which no batch was taken, and its batches: threads are at them. Lightning knows the attribute
+        from PyTorch's loader with persistent workers, and sets it to ``None`` when training ends, in whatever way."""
 
     def __len__(self) -> int:
         return -(-len(self.samples) // self.batch_size)
@@ -135,17 +142,34 @@ class BatchLoader:
 
     def __iter__(self) -> Generator[Batch]:
         # All of it happens at the first batch: Lightning makes the iterator before it announces the epoch.
-        start, self._start = self._start, 0
+        epoch, start, self._start = self.epoch, self._start, 0
         self._position = start
-        order = self._order()
-        batches = self._prefetched(order, start) if self.workers else self._prepared(order, start)
-        epoch = self.epoch
-        with closing(batches):
-            for position, sent in enumerate(batches, start + 1):
+        batches = self._batches_from(epoch, start)
+        try:
+            for position in range(start + 1, len(self) + 1):
+                sent = next(batches)
                 # An iterator that outlives its epoch must not move the position of the new one.
                 if self.epoch == epoch:
                     self._position = position
+                if position == len(self) and self._goes_on:
+                    # Before the last batch is handed out: Lightning asks for none behind it.
+                    self._iterator, batches = (epoch + 1, batches), _none()
                 yield self.transfer.receive(sent)
+        finally:
+            batches.close()
+
+    @property
+    def _goes_on(self) -> bool:
+        return self.shuffle and self.workers > 0
+
+    def _batches_from(self, epoch: int, start: int) -> Generator[Sent]:
+        """What the threads have begun, if it is this, and otherwise a new beginning."""
+        begun, self._iterator = self._iterator, None
+        if begun is not None:
+            if begun[0] == epoch and not start:
+                return begun[1]
+            begun[1].close()
+        return self._prefetched(epoch, start) if self.workers else self._prepared(epoch, start)
 
     def _identity(self) -> dict[str, Any]:
         return {
@@ -156,13 +180,13 @@ class BatchLoader:
             **(self.order.identity() if self.shuffle else {}),
         }
 
-    def _order(self) -> np.ndarray:
-        """Rows of the split in the order of this epoch."""
+    def _order(self, epoch: int) -> np.ndarray:
+        """Rows of the split in the order of an epoch."""
         count = len(self.samples)
         if not self.shuffle:
             return np.arange(count, dtype=np.uint32 if count <= 2**32 else np.int64)
         together = self._request_N if self.order.group_requests else None
-        return permuted(count, self.order, together, np.random.default_rng([self.seed, self.epoch]))
+        return permuted(count, self.order, together, np.random.default_rng([self.seed, epoch]))
 
     def _prepare(self, order: np.ndarray, epoch: int, position: int) -> Sent:
         """This process's share of one global batch."""
@@ -178,19 +202,33 @@ class BatchLoader:
             return share(len(rows), self.rank, self.world_size)
         return balanced_share(self._length_N[rows], self._request_N[rows], self.rank, self.world_size)
 
-    def _prepared(self, order: np.ndarray, start: int) -> Generator[Sent]:
-        epoch = self.epoch
-        return (self._prepare(order, epoch, position) for position in range(start, len(self)))
+    def _prepared(self, epoch: int, start: int) -> Generator[Sent]:
+        order = self._order(epoch)
+        for position in range(start, len(self)):
+            yield self._prepare(order, epoch, position)
 
-    def _prefetched(self, order: np.ndarray, start: int) -> Generator[Sent]:
-        epoch, pending = self.epoch, deque[Future[Sent]]()
+    def _prefetched(self, epoch: int, start: int) -> Generator[Sent]:
+        """Batches from ``start`` on; of all epochs to come where the loader goes on."""
+        pending = deque[Future[Sent]]()
         threads = ThreadPoolExecutor(self.workers, thread_name_prefix=f"laser-{self.split}")
         try:
-            for position in range(start, len(self)):
-                pending.append(threads.submit(self._prepare, order, epoch, position))
-                if len(pending) > self.prefetch:
-                    yield pending.popleft().result()
+            for each in count(epoch) if self._goes_on else [epoch]:
+                # By a thread, too, before any that needs it: meanwhile the consumer has the last batches of an epoch.
+                order = threads.submit(self._order, each)
+                for position in range(start, len(self)):
+                    pending.append(threads.submit(self._prepare_when_ordered, order, each, position))
+                    if len(pending) > self.prefetch:
+                        yield pending.popleft().result()
+                start = 0
             while pending:
                 yield pending.popleft().result()
         finally:
             threads.shutdown(wait=True, cancel_futures=True)
+
+    def _prepare_when_ordered(self, order: Future[np.ndarray], epoch: int, position: int) -> Sent:
+        return self._prepare(order.result(), epoch, position)
+
+
+def _none() -> Generator[Sent]:
+    """What an iteration has to close when another goes on with its batches."""
+    yield from ()

@@ -1,11 +1,11 @@
 """Tensors of fixed size and address that take in batches of any size, for a step that is recorded.
 
-What is missing in a batch is made up by *fillers*: samples behind all others, whose histories share the missing events.
+What is missing in a batch is made up by *fillers*: samples behind its own, whose histories share the missing events.
 They change nothing: their logits reach no loss, so that their gradients are zeros.
 
-    samples      | batch            | empty ... | filler ... |      empty ones only in a batch with fewer samples
-    histories    | of the batch | none ... | one a filler    |
-    events       | of the batch               | of fillers   |
+    samples      | batch            | filler ... | filler ... |     the first ones only in a batch with fewer samples
+    histories    | of the batch     | one a filler | none ... | one a filler |
+    events       | of the batch     | of fillers                             |
 
 Legend of shape suffixes: B samples; U histories; T events, packed; R distinct ids of a table; W width of a table.
 """
@@ -24,10 +24,10 @@ from laser.batch import Batch
 from laser.model.staging import Staging
 from laser.ops.address_copy import naive
 from laser.ops.availability import use_triton
-from laser.ops.segments import Capacity, Counted, SegmentLayout, index_length, index_parts
+from laser.ops.segments import Capacity, Counted, SegmentLayout, index_length, index_parts, offsets
 
 FILLERS = 16
-"""Samples among which surplus events are divided, lest one program of a kernel be busy with all of them."""
+"""Samples behind all others among which surplus events are divided, lest one program of a kernel be busy with all."""
 GROWTH = 1.03
 """Of sizes that were too small. Sums over a thousand histories differ by some 2 %."""
 SLACK = 16
@@ -63,7 +63,7 @@ class Room:
         return replace(cls(**stored), capacity=Capacity(*stored["capacity"]))
 
     def enough(
-        self, batch: Batch, rows: dict[str, Tensor], count: Callable[[np.ndarray, np.ndarray], Counted]
+        self, batch: Batch, rows: dict[str, Tensor], count: Callable[[np.ndarray, np.ndarray], Counted], piece: int = 1
     ) -> tuple[Room, Counted]:
         """These sizes, or larger ones where the batch needs them, and its segments when it is filled up to them.
 
@@ -71,6 +71,7 @@ class Room:
             batch: with copies of its offsets on the host.
             rows: [R, W] of its distinct ids, by table.
             count: counts segments of filled offsets and histories.
+            piece: see ``filled_offsets``.
         """
         off_U1, history_of_B = (numbers.numpy() for numbers in on_host(batch))
         room, events = self, int(off_U1[-1])
@@ -85,7 +86,7 @@ class Room:
         if any(count > known.get(name, -1) for name, count in counts.items()):
             grown = {name: _grown(count) for name, count in counts.items()}
             room = replace(room, rows={name: max(count, known.get(name, 0)) for name, count in grown.items()})
-        found = count(*filled_offsets(off_U1, history_of_B, samples, room.events))
+        found = count(*filled_offsets(off_U1, history_of_B, samples, room.events, piece))
         needed, shared = found.needed, self.shared or found.most_samples > 1
         if room.capacity.cover(needed) != room.capacity:
             grown_capacity = Capacity(*map(_grown, needed))
@@ -98,21 +99,33 @@ class Room:
 
 
 def filled_offsets(
-    off_U1: np.ndarray, history_of_B: np.ndarray, samples: int, events: int
+    off_U1: np.ndarray, history_of_B: np.ndarray, samples: int, events: int, piece: int = 1
 ) -> tuple[np.ndarray, np.ndarray]:
     """Offsets and histories of ``samples`` samples and the fillers, which have ``events`` events together.
 
-    Every sample that is not in the batch has a history of its own, so that nothing is shared which was not before.
+    Every sample that is not in the batch is a filler, too, and has a history of its own, so that nothing is shared
+    which was not before. The last batch of an epoch may have few samples: ``FILLERS`` alone would then have most of the
+    events, and kernels whose programs take a sample would wait for theirs.
+
+    Args:
+        off_U1: int64 [U + 1] of the batch.
+        history_of_B: int64 [B] of the batch.
+        samples: B, or more.
+        events: T, or more.
+        piece: histories of fillers are multiples of so many events, but for one: the more of them there are, the more
+            segments and tiles would otherwise be begun, and not all find room.
     """
     histories, present = len(off_U1) - 1, len(history_of_B)
-    total = int(off_U1[-1])
-    off = np.full(samples + FILLERS + 1, total, np.int64)
-    off[: histories + 1] = off_U1
-    off[samples + 1 :] += np.arange(1, FILLERS + 1) * (events - total) // FILLERS
     history = np.arange(samples + FILLERS)
     history[:present] = history_of_B
     history[present:samples] = np.arange(histories, histories + samples - present)
-    return off, history
+    fillers, missing = history[present:], events - int(off_U1[-1])
+    most = -(-missing // (len(fillers) * piece)) * piece
+    length = np.zeros(samples + FILLERS, np.int64)
+    length[:histories] = off_U1[1:] - off_U1[:-1]
+    # The last history has some if any has: surplus tiles are counted as its own.
+    length[fillers[::-1]] = (missing - most * np.arange(len(fillers))).clip(0, most)
+    return offsets(length), history
 
 
 class FixedBatch:

@@ -11,6 +11,7 @@ Legend of shape suffixes: B samples; P all parameters, one after another (``lase
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -88,7 +89,8 @@ class RecordedNetwork:
         """Copy a batch to where the recorded step looks for it; record the step if there is none for its size."""
         network, device = self.network, batch.label_B.device
         dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else torch.float32
-        self.room, found = self.room.enough(batch, rows, partial(self._counted, device, dtype))
+        piece = self._piece(device, dtype)
+        self.room, found = self.room.enough(batch, rows, partial(self._counted, device, dtype), piece)
         addresses = list(map(Tensor.data_ptr, self.parameters))
         new = self.fixed is None or self.fixed.room != self.room or addresses != self.addresses
         if new:
@@ -106,12 +108,20 @@ class RecordedNetwork:
         self, device: torch.device, dtype: torch.dtype, off_U1: np.ndarray, history_of_B: np.ndarray
     ) -> Counted:
         def tiling(shared: bool) -> Tiling:
-            key = (device, dtype, self.room.shared or shared)
-            if key not in self.tilings:
-                self.tilings[key] = self.network.sta.tiling(device, dtype)(key[2])
-            return self.tilings[key]
+            return self._tiling(device, dtype, self.room.shared or shared)
 
         return counted(off_U1, history_of_B, self.network.segment_width, tiling)
+
+    def _tiling(self, device: torch.device, dtype: torch.dtype, shared: bool) -> Tiling:
+        key = (device, dtype, shared)
+        if key not in self.tilings:
+            self.tilings[key] = self.network.sta.tiling(device, dtype)(shared)
+        return self.tilings[key]
+
+    def _piece(self, device: torch.device, dtype: torch.dtype) -> int:
+        """Events that are whole segments and whole tiles, whichever tiles there will be."""
+        tiles = [self._tiling(device, dtype, shared)[:2] for shared in (False, True)]
+        return math.lcm(self.network.segment_width, *(events for pair in tiles for events in pair if events))
 
     def _make_gradients(self, device: torch.device) -> None:
         assert self.fixed is not None
