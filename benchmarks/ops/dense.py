@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from harness import CASES, CUDA, DEVICE, Report, compare, same_when_replayed, timed
 from torch import Tensor
 
+from laser.ops.feed_forward import grouped_feed_forward
+from laser.ops.feed_forward import naive as feed_forward_naive
 from laser.ops.linear import grouped_linear, linear, naive, side_by_side
 
 
@@ -58,6 +60,21 @@ def check_linear(dtype: torch.dtype, D: int) -> dict:
     return results
 
 
+def check_feed_forward(dtype: torch.dtype, D: int) -> dict:
+    """A network for all rows, and one a group, through the op; float32 takes layers."""
+    torch.manual_seed(0)
+    results: dict[str, object] = {"ok": True}
+    for rows, groups in ((5003, 1), (301, 16)):
+        shapes = (rows, groups, D), (groups, D, 4 * D), (groups, 4 * D), (groups, 4 * D, D), (groups, D)
+        scales = 1.0, D**-0.5, 1.0, (4 * D) ** -0.5, 1.0
+        inputs = [normal(shape)[0].detach().mul(k).to(dtype) for shape, k in zip(shapes, scales, strict=True)]
+        names = ["y", "d_x", "d_weight1", "d_bias1", "d_weight2", "d_bias2"]
+        found = compare(grouped_feed_forward, feed_forward_naive.grouped_feed_forward, inputs, names)
+        results |= {f"{groups} groups {name}": value for name, value in found.items() if name != "ok"}
+        results["ok"] = results["ok"] and found["ok"]
+    return results
+
+
 def check_large_sum() -> dict:
     """A bias' gradient of more than 2^31 elements, as rows and as tokens, of whole numbers: exact."""
     from laser.ops.linear.triton import column_sum
@@ -95,6 +112,7 @@ def correctness(report: Report) -> None:
         # On a CPU the layers are PyTorch's.
         if CUDA and D > 1:
             report.attempt(f"check linear layers {name}", lambda c=(dtype, D): check_linear(*c))
+            report.attempt(f"check feed-forward networks {name}", lambda c=(dtype, D): check_feed_forward(*c))
     if CUDA:
         report.attempt("check linear layers past 2^31 elements", check_large_sum)
         report.attempt("check linear layers in a CUDA graph", check_recorded)

@@ -69,6 +69,7 @@ class StepTimes(pl.Callback):
         self.ends: list[float] = []
         self.waits: list[float] = []
         self.places: list[int] = []
+        self.sizes: list[int] = []
         self.found: dict[str, Any] = {}
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
@@ -80,7 +81,9 @@ class StepTimes(pl.Callback):
             wait_for(trainer.strategy.root_device)
         self.ends.append(time.perf_counter())
         self.places.append(batch_idx)
-        self.batch = batch
+        self.sizes.append(batch.global_size)
+        if batch.global_size == max(self.sizes):  # the last batch of an epoch is short
+            self.batch = batch
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         device = trainer.strategy.root_device
@@ -91,7 +94,8 @@ class StepTimes(pl.Callback):
             raise ValueError(
                 f"training ended after {len(self.ends)} steps; give --trainer.max_steps above {WARM_UP + 3}"
             )
-        mean = (after[-1] - after[0]) / (len(after) - 1)
+        seconds = after[-1] - after[0]
+        mean, samples = seconds / (len(after) - 1), sum(self.sizes[WARM_UP + 1 :])
         size, events = self.batch.global_size, int(self.batch.off_U1[-1])
         steps = [later - earlier for earlier, later in pairwise(after)]
         self.found = {
@@ -99,8 +103,8 @@ class StepTimes(pl.Callback):
             "torch": torch.__version__,
             "processes": trainer.world_size,
             "samples_of_a_step": size,
-            "events_of_the_last_step": events,
-            "fit": spread(steps) | {"mean_ms": round(1e3 * mean, 3), "samples_per_second": round(size / mean)},
+            "events_of_the_last_full_step": events,
+            "fit": spread(steps) | {"mean_ms": round(1e3 * mean, 3), "samples_per_second": round(samples / seconds)},
             "slow": slow(steps, self.places[WARM_UP + 1 :]),
             "wait_for_the_loader": spread(self.waits[WARM_UP:]),
             "loader": self.loader(trainer),
