@@ -23,36 +23,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from laser.ops.products import INTERPRETED
-
-SIGMOID = tl.constexpr(
-    """{
-    .reg .f32 t;
-    mul.f32 t, $1, 0fBFB8AA3B;
-    ex2.approx.ftz.f32 t, t;
-    add.f32 t, t, 0f3F800000;
-    rcp.approx.ftz.f32 $0, t;
-    }"""
-)
-"""1 / (1 + 2 ** (-x log2 e)). What the compiler makes of 1 / (1 + exp(-x)) minds denormals, which only gates of next to
-nothing are, and has three times the instructions: a seventh of the forward kernel's."""
-AS_WRITTEN = tl.constexpr(INTERPRETED)
-
-
-@triton.jit
-def sigmoid(x):
-    """In float32, to its last bits."""
-    if AS_WRITTEN:
-        return 1.0 / (1.0 + tl.exp(-x))
-    else:
-        return tl.inline_asm_elementwise(SIGMOID, "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
-
 
 @triton.jit
 def gates(x_SD, query_D, bias, live_S):
     """One head's gates of an event of each segment; zero where there is none."""
     score_S = tl.sum(x_SD * query_D[None, :], axis=1) + bias
-    return tl.where(live_S, sigmoid(score_S), 0.0)
+    return tl.where(live_S, 1.0 / (1.0 + tl.exp(-score_S)), 0.0)
 
 
 @triton.jit
