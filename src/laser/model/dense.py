@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from torch import Tensor, nn
 
 from laser.ops.feed_forward import feed_forward
@@ -34,7 +36,7 @@ class FeedForward(nn.Sequential):
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., width] -> [..., width]."""
-        first, _, second = self
+        first, second = cast(Linear, self[0]), cast(Linear, self[2])
         return feed_forward(input, first.weight, first.bias, second.weight, second.bias)
 
 

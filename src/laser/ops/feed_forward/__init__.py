@@ -12,6 +12,8 @@ Legend of shape suffixes: N rows; H groups; I inputs; F hidden; O outputs.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -48,7 +50,8 @@ def feed_forward(x_NI: Tensor, weight1_FI: Tensor, bias1_F: Tensor, weight2_OF: 
     tensors = x_NI, weight1_FI, bias1_F, weight2_OF, bias2_O
     if not _serves(*tensors):
         return linear(functional.gelu(linear(x_NI, weight1_FI, bias1_F)), weight2_OF, bias2_O)
-    x, weight1, bias1, weight2, bias2 = as_autocast_would(*tensors)
+    cast: list[Any] = as_autocast_would(*tensors)
+    x, weight1, bias1, weight2, bias2 = cast
     x_NHI = x.reshape(-1, 1, x.shape[-1])
     y_NHO = FeedForward.apply(x_NHI, weight1.t()[None], bias1[None], weight2.t()[None], bias2[None])
     return y_NHO.reshape(*x_NI.shape[:-1], bias2.shape[0])
