@@ -47,7 +47,7 @@ def tile_product(
     return sum_NF
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N"])
 def hidden_kernel(
     x_NHI, weight_HIF, bias_HF, hidden_HNF, active_HNF, N, x_n, x_h, x_i, weight_h, weight_i, weight_f,
     I: tl.constexpr, F: tl.constexpr,
@@ -72,7 +72,7 @@ def hidden_kernel(
     tl.store(active_HNF + at_NF, active_NF.to(active_HNF.dtype.element_ty), mask=mask_NF)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N"])
 def d_hidden_kernel(
     d_y_NHO, weight_HFO, hidden_HNF, d_hidden_HNF, part_THF, N, d_y_n, d_y_h, d_y_o, weight_h, weight_f, weight_o,
     H: tl.constexpr, F: tl.constexpr, O: tl.constexpr,
