@@ -130,6 +130,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
     return taken
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="kernels do not run on tensors of the CPU where there is a GPU")
 def test_networks_of_the_model_under_autocast(launched: list[torch.Size]) -> None:
     for network, x in (
         (Network(16, 2), torch.randn(3, 5, 16)),
@@ -153,6 +154,7 @@ def test_networks_of_the_model_under_autocast(launched: list[torch.Size]) -> Non
         launched.clear()
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="kernels do not run on tensors of the CPU where there is a GPU")
 def test_what_goes_to_the_kernels(launched: list[torch.Size]) -> None:
     tensors = inputs(4, 2, 16, 32, 16, BFLOAT16, torch.device("cpu"))
     grouped_feed_forward(*tensors)

@@ -74,7 +74,9 @@ def test_padding_keeps_the_state_and_has_no_gradient(device: torch.device) -> No
     assert not d_products[:, :3].any()
     assert not d_products[3, 5:7].any()
     assert d_products[3, 4].any()
-    alone = by_triton([products[:, 3:].contiguous(), scale[:, 3:].contiguous(), *weights], torch.zeros(18, 6, 8))[0]
+    alone = by_triton(
+        [products[:, 3:].contiguous(), scale[:, 3:].contiguous(), *weights], torch.zeros(18, 6, 8).to(device)
+    )[0]
     assert torch.equal(alone, states[:, 3:])
 
 
@@ -114,6 +116,7 @@ def test_gradcheck_and_nothing() -> None:
         assert not any(gradient.any() for gradient in torch.autograd.grad(states.sum(), leaves))
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="kernels do not run on tensors of the CPU where there is a GPU")
 @pytest.mark.parametrize(("D", "dtype", "served"), [(128, BFLOAT16, True), (64, FLOAT32, True), (65, FLOAT32, False)])
 def test_what_goes_to_triton(monkeypatch: pytest.MonkeyPatch, D: int, dtype: torch.dtype, served: bool) -> None:
     """As on a GPU, where wider weights leave a program no room; strides do not matter."""
