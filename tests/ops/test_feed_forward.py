@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 import laser.ops.feed_forward as package
 from laser.model.dense import FeedForward as Network
+from laser.model.half_copies import HalfCopies
 from laser.model.rankmixer import PerTokenFeedForward
-from laser.ops.feed_forward import feed_forward, grouped_feed_forward, naive
+from laser.ops.feed_forward import feed_forward, grouped_feed_forward, naive, triton
 from laser.ops.feed_forward.functions import FeedForward
 
 NAMES = ["y", "d_x", "d_weight1", "d_bias1", "d_weight2", "d_bias2"]
@@ -161,6 +162,84 @@ def test_what_goes_to_the_kernels(launched: list[torch.Size]) -> None:
     assert launched == [(4, 2, 16)]
     launched.clear()
     grouped_feed_forward(tensors[0][:0], *tensors[1:])
-    grouped_feed_forward(*inputs(4, 2, 15, 32, 16, BFLOAT16, torch.device("cpu")))
+    for narrow in ((15, 32, 16), (16, 15, 16), (16, 32, 15)):
+        grouped_feed_forward(*inputs(4, 2, *narrow, BFLOAT16, torch.device("cpu")))
     grouped_feed_forward(*inputs(4, 2, 16, 32, 16, FLOAT32, torch.device("cpu")))
     assert not launched
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="kernels do not run on tensors of the CPU where there is a GPU")
+def test_what_is_traced_goes_elsewhere(launched: list[torch.Size]) -> None:
+    """Of any number of rows."""
+    network = Network(16, 2).bfloat16()
+    x = torch.randn(3, 16, dtype=BFLOAT16)
+    program = torch.export.export(network, (x,), dynamic_shapes={"input": {0: torch.export.Dim("rows", min=2)}})
+    assert program.module()(torch.cat([x, x])).shape == (6, 16)
+    assert not launched
+    network(x)
+    assert launched == [(3, 1, 16)]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="kernels do not run on tensors of the CPU where there is a GPU")
+@pytest.mark.parametrize(
+    ("place", "shape"),
+    [(0, (4, 2, 32)), (1, (2, 24, 32)), (1, (2, 16, 24)), (2, (2, 48)), (3, (2, 48, 16)), (4, (2, 24))],
+    ids=str,
+)
+def test_widths_that_do_not_fit(place: int, shape: tuple[int, ...], launched: list[torch.Size]) -> None:
+    """Are PyTorch's error: kernels would read beyond the end of a tensor."""
+    tensors = inputs(4, 2, 16, 32, 16, FLOAT16, torch.device("cpu"))
+    tensors[place] = torch.randn(shape).half()
+    with pytest.raises(RuntimeError):
+        grouped_feed_forward(*tensors)
+    x, weight1, bias1, weight2, bias2 = tensors
+    with pytest.raises(RuntimeError):
+        feed_forward(x[:, 0], weight1[0].t(), bias1[0], weight2[0].t(), bias2[0])
+    assert not launched
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="kernels do not run on tensors of the CPU where there is a GPU")
+def test_groups_that_do_not_fit(launched: list[torch.Size]) -> None:
+    """Of weights likewise; a bias of one group is PyTorch's for all."""
+    x, weight1, bias1, weight2, bias2 = inputs(4, 2, 16, 32, 16, FLOAT16, torch.device("cpu"))
+    for wrong in ((x[:, :1], weight1, weight2), (x, weight1[:1], weight2), (x, weight1, weight2[:1])):
+        with pytest.raises(RuntimeError):
+            grouped_feed_forward(wrong[0], wrong[1], bias1, wrong[2], bias2)
+    y = grouped_feed_forward(x, weight1, bias1[:1], weight2, bias2)
+    assert not launched
+    expected = grouped_feed_forward(x, weight1, bias1[:1].expand(2, 32), weight2, bias2)
+    torch.testing.assert_close(y, expected, rtol=4e-3, atol=4e-3)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="kernels do not run on tensors of the CPU where there is a GPU")
+def test_one_dtype_without_autocast(launched: list[torch.Size]) -> None:
+    tensors = inputs(4, 2, 16, 32, 16, FLOAT16, torch.device("cpu"))
+    for place, other in ((1, FLOAT32), (2, BFLOAT16), (3, BFLOAT16)):
+        with pytest.raises(RuntimeError):
+            grouped_feed_forward(*tensors[:place], tensors[place].to(other), *tensors[place + 1 :])
+    assert not launched
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="kernels do not run on tensors of the CPU where there is a GPU")
+def test_parameters_are_cast_as_they_are(launched: list[torch.Size]) -> None:
+    """So that copies in half precision, made in one launch, stand in for them; gradients lie as they do."""
+    network, x = Network(16, 2), torch.randn(5, 16)
+    copies = HalfCopies(network, list(network.parameters()), "cpu", BFLOAT16, {"input": x})
+    assert sorted(copies.by_name) == ["0.bias", "0.weight", "2.bias", "2.weight"]
+    with torch.autocast("cpu", BFLOAT16):
+        y = copies(input=x)
+        assert torch.equal(y, network(x))
+    gradients = torch.autograd.grad(y.float().sum(), copies.leaves())
+    assert [gradient.stride() for gradient in gradients] == [leaf.stride() for leaf in network.parameters()]
+    assert len(launched) == 3
+
+
+@pytest.mark.parametrize("dtype", [BFLOAT16, FLOAT16])
+def test_gelu_is_that_of_what_was_rounded(dtype: torch.dtype, device: torch.device) -> None:
+    x, weight, bias, *_ = inputs(70, 1, 16, 80, 16, dtype, device)
+    hidden, active = triton.hidden(x, weight, bias)
+    wide = nn.functional.gelu(hidden.float())
+    # Half a last place where results are rounded, a whole one where the interpreter cuts them to bfloat16; an unrounded
+    # sum's would differ by as much again.
+    places = 1.0 if dtype == BFLOAT16 and device.type == "cpu" else 0.5
+    assert bool(((active.float() - wide).abs() <= places * torch.finfo(dtype).eps * wide.abs() + 1e-6).all())

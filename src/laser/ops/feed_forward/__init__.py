@@ -48,7 +48,8 @@ def feed_forward(x_NI: Tensor, weight1_FI: Tensor, bias1_F: Tensor, weight2_OF: 
         RuntimeError: PyTorch's, when shapes or dtypes do not fit each other.
     """
     tensors = x_NI, weight1_FI, bias1_F, weight2_OF, bias2_O
-    if not _serves(*tensors):
+    I, F, O = x_NI.shape[-1:], bias1_F.shape[-1:], bias2_O.shape[-1:]
+    if not _serves(tensors, (x_NI.shape, F + I, F, O + F, O)):
         return linear(functional.gelu(linear(x_NI, weight1_FI, bias1_F)), weight2_OF, bias2_O)
     cast: list[Any] = as_autocast_would(*tensors)
     x, weight1, bias1, weight2, bias2 = cast
@@ -76,16 +77,22 @@ def grouped_feed_forward(
         RuntimeError: PyTorch's, when shapes or dtypes do not fit each other.
     """
     tensors = x_NHI, weight1_HIF, bias1_HF, weight2_HFO, bias2_HO
-    if not _serves(*tensors):
+    H, I, F, O = x_NHI.shape[1:-1], x_NHI.shape[-1:], bias1_HF.shape[-1:], bias2_HO.shape[-1:]
+    if not _serves(tensors, (x_NHI.shape[:1] + H + I, H + I + F, H + F, H + F + O, H + O)):
         hidden_NHF = functional.gelu(grouped_linear(x_NHI, weight1_HIF, bias1_HF))
         return grouped_linear(hidden_NHF, weight2_HFO, bias2_HO)
     return FeedForward.apply(*as_autocast_would(*tensors))
 
 
-def _serves(*tensors: Tensor) -> bool:
-    """Whether Triton takes these tensors, the first of which is x, in the dtype that autocast gives them."""
+def _serves(tensors: tuple[Tensor, ...], shapes: tuple[torch.Size, ...]) -> bool:
+    """Whether Triton takes these tensors, the first of which is x, in the dtype that autocast gives them.
+
+    They should have these shapes: kernels would read beyond others, of which PyTorch says what is wrong.
+    """
     # Traced first: asking for sizes would put guards into a program whose sizes are symbols.
     if torch.compiler.is_compiling():
+        return False
+    if any(tensor.shape != shape for tensor, shape in zip(tensors, shapes, strict=True)):
         return False
     x, device = tensors[0], tensors[0].device.type
     autocast = torch.is_autocast_enabled(device)
