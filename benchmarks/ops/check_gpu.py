@@ -19,6 +19,7 @@ from pathlib import Path
 
 import dense
 import gather
+import recurrence
 import torch
 from checks import correctness
 from harness import CUDA, Report, copy_rate
@@ -56,9 +57,11 @@ def main() -> None:
     correctness(report)
     dense.correctness(report)
     gather.correctness(report)
+    recurrence.correctness(report)
     if not options.checks:
         measure(report)
         dense.measure(report, copy_rate())
+        recurrence.measure(report)
     write(report, options.out, machine)
     bad = [row["what"] for row in report.rows if "failed" in row or row.get("ok") is False]
     print(f"{len(bad)} failed: {bad}" if bad else "all checks passed")

@@ -18,8 +18,6 @@ from harness import (
 )
 from torch import Tensor
 
-from laser.ops.gated_recurrence import gated_recurrence
-from laser.ops.gated_recurrence import naive as recurrence_naive
 from laser.ops.keep_factor import keep_factor
 from laser.ops.keep_factor import naive as keep_naive
 from laser.ops.newest_mean import naive as newest_naive
@@ -67,18 +65,6 @@ def check_target(dtype: torch.dtype, D: int, H: int) -> dict:
         [query, seg],
         ["pooled", "d_query", "d_seg"],
     )
-
-
-def check_recurrence(dtype: torch.dtype, D: int) -> dict:
-    B, L = 33, 17
-    torch.manual_seed(0)
-    scale = torch.rand(B, L, device=DEVICE)
-    scale[:, : L // 3] = 0
-    shapes = (B, L, 3 * D), (2 * D, D), (D, D)
-    products, gates, candidate = (torch.randn(*shape, device=DEVICE) / shape[-1] ** 0.5 for shape in shapes)
-    inputs = [tensor.to(dtype) for tensor in (products, scale, gates, candidate)]
-    names = ["states", "d_products", "d_scale", "d_gates_weight", "d_candidate_weight"]
-    return compare(gated_recurrence, recurrence_naive.gated_recurrence, inputs, names)
 
 
 def check_readout(dtype: torch.dtype, D: int, newest: int) -> dict:
@@ -271,7 +257,6 @@ def correctness(report: Report) -> None:
         name = f"{str(dtype).split('.')[1]} D={D} H={H}"
         report.attempt(f"check STA {name} width={width}", lambda c=(dtype, D, H, width): check_segmented(*c))
         report.attempt(f"check target attention {name}", lambda c=(dtype, D, H): check_target(*c))
-        report.attempt(f"check recurrence {name}", lambda c=(dtype, D): check_recurrence(*c))
         report.attempt(f"check readout {name}", lambda c=(dtype, D, H): check_readout(*c))
         report.attempt(f"check dropout {name}", lambda c=(dtype, D): check_keep(*c))
         report.attempt(f"check newest mean {name}", lambda c=(dtype, D): check_newest(*c, 100))

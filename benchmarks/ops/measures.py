@@ -17,8 +17,6 @@ from harness import (
 )
 from torch import Tensor
 
-from laser.ops.gated_recurrence import gated_recurrence
-from laser.ops.gated_recurrence import naive as recurrence_naive
 from laser.ops.gather_sum import gather_sum
 from laser.ops.keep_factor import keep_factor
 from laser.ops.keep_factor import naive as keep_naive
@@ -126,21 +124,6 @@ def measure_others(report: Report, copy_bytes_per_ms: float) -> None:
             lambda op=op, inputs=inputs, upstream=upstream: timed(
                 lambda: torch.autograd.grad(op(), inputs, upstream), 3 * read
             ),
-        )
-
-
-def measure_recurrence(report: Report) -> None:
-    """What DIEN does twice a step: 1024 samples of 100 events."""
-    B, L, D = (1024, 100, 128) if CUDA else (32, 20, 16)
-    dtype = torch.bfloat16 if CUDA else torch.float32
-    shapes = (B, L, 3 * D), (B, L), (2 * D, D), (D, D)
-    inputs = [(torch.randn(*shape, device=DEVICE) / D**0.5).to(dtype).requires_grad_() for shape in shapes]
-    upstream = torch.randn(B, L, D, device=DEVICE).to(dtype)
-    for name, op in (("op", gated_recurrence), ("naive", recurrence_naive.gated_recurrence)):
-        report.attempt(f"recurrence, {name}, forward", lambda op=op: timed(lambda: torch.no_grad()(op)(*inputs)))
-        report.attempt(
-            f"recurrence, {name}, forward + backward",
-            lambda op=op: timed(lambda: torch.autograd.grad(op(*inputs), inputs, upstream)),
         )
 
 
@@ -299,7 +282,6 @@ def measure(report: Report) -> None:
     if CUDA:
         measure_segmented(report, W1(rate, dtype=torch.float32), "W1 in float32")
     measure_others(report, rate)
-    measure_recurrence(report)
     measure_residual(report, rate)
     measure_peers(report, shape)
     if not CUDA:

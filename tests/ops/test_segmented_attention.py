@@ -131,13 +131,13 @@ def test_long_histories(implementation: str, device: torch.device) -> None:
 @pytest.mark.parametrize("width", [3, 7])
 def test_histories_of_several_programs(width: int, dtype: torch.dtype, device: torch.device) -> None:
     """Also where a step is not a divisor of the width, and neighbours hold large numbers."""
-    lengths = [100 * width + 1, 0, 31 * width]
+    lengths = [150 * width + 1, 0, 31 * width]
     case = inputs(lengths, [1, 0, 2], 128, 2, dtype, device)
     case[0][: len(case[0]) // 2] *= 3
     tiles = triton.tiling(dtype, 2, 128, width, shared=False)
-    assert 2 * max(tiles[:2]) < lengths[0]
+    assert 16 * max(tiles[:2]) < lengths[0]  # more partial sums than are added up at once
     assert width % triton.one_sample_config(dtype, 2, 128, width, backward=dtype != torch.float32)["STEP"]
-    upstream = torch.randn(101 + 31, 2, 128).to(device)
+    upstream = torch.randn(151 + 31, 2, 128).to(device)
     assert_within_twice_naive(triton, case, width, upstream, within)
 
 

@@ -31,12 +31,6 @@ SAMPLES, EVENTS = 16, 64
 
 
 @triton.jit
-def sigmoid(x):
-    """1 / (1 + e^-x)."""
-    return 1.0 / (1.0 + tl.exp(-x))
-
-
-@triton.jit
 def tanh(x):
     """By its series where the quotient would cancel."""
     fade = tl.exp(-2.0 * tl.abs(x))
@@ -79,8 +73,8 @@ def gates(
     update_BD = tl.load(products_at, mask=mask_BD, other=0.0).to(tl.float32)
     reset_BD = tl.load(products_at + D, mask=mask_BD, other=0.0).to(tl.float32)
     candidate_BD = tl.load(products_at + 2 * D, mask=mask_BD, other=0.0).to(tl.float32)
-    reset_BD = sigmoid(add_product(state_BD, reset, reset_BD, D, True, SPLIT, HOLD))
-    update_BD = sigmoid(add_product(state_BD, update, update_BD, D, True, SPLIT, HOLD))
+    reset_BD = tl.sigmoid(add_product(state_BD, reset, reset_BD, D, True, SPLIT, HOLD))
+    update_BD = tl.sigmoid(add_product(state_BD, update, update_BD, D, True, SPLIT, HOLD))
     candidate_BD = tanh(add_product(reset_BD * state_BD, candidate, candidate_BD, D, True, SPLIT, HOLD))
     return update_BD, reset_BD, candidate_BD
 
