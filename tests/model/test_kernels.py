@@ -27,7 +27,12 @@ OPTIONS = {
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here Triton's interpreter serves the CPU")
 @pytest.mark.parametrize(
     "options",
-    [{}, {"match": {"item": "item"}, "match_gate": True, "gate_rank_bias": True}, {"segment_windows": [10, 20]}],
+    [
+        {},
+        {"match": {"item": "item"}, "match_gate": True, "gate_rank_bias": True},
+        {"segment_windows": [10, 20]},
+        {"newest_evolved": 12},
+    ],
     ids=str,
 )
 def test_the_model_through_all_kernels(

@@ -68,6 +68,7 @@ def results(call, network, batch):
         MATCH,
         {**MATCH, "match_gate": True, "gate_rank_bias": True},
         {"recency": "none", "head": "tokenmixer_large", "segment_windows": [10, 20]},
+        {"newest_evolved": 8},
     ],
     ids=str,
 )

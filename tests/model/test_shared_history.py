@@ -28,6 +28,7 @@ VARIANTS = {
     "gates of matches": {"match": {"item": "item", "genre": "shelf"}, "match_gate": True, "match_newest": 2},
     "slope": {"gate_rank_bias": True},
     "windows": {"segment_windows": [4, 8]},
+    "evolution": {"newest_evolved": 4, "match": {"item": "item"}},
     "another head": {"head": "dcnv2"},
     "softmax with a slope": {"gate_rank_bias": True, "gate": "softmax"},
     "both": {"recency": "both", "experts": 2, "num_layers": 1},

@@ -92,6 +92,8 @@ def laser_costs(model: Laser, length: int, form: Form = "folded") -> Costs:
         global_ffn_multiple=gsta.ffn_multiple,
         form=form,
     )
+    if model.interest is not None:
+        sequence = Costs(sequence.parts | {"evolution": model.interest.macs(min(length, model.newest_evolved))})
     return whole_costs(model, length, sequence)
 
 

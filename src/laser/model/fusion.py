@@ -2,7 +2,8 @@
 
 Groups, in this order: global user vector, maximum over segments, newest segments one by one (newest first), means of
 segments over windows of recency if any (``laser.model.window_means``), target, each context field, mean of the newest
-events, matched events if any (``laser.model.matching``). Groups become tokens by "spreading":
+events, matched events if any (``laser.model.matching``), the evolved interest if any (``laser.model.evolution``).
+Groups become tokens by "spreading":
 
     groups <= M:  every group gets its own Linear into one or more tokens; the first M mod groups get one more
     groups >  M:  neighbours are concatenated into M runs of nearly equal count, each with its own Linear into a token
@@ -73,7 +74,7 @@ class Fusion(nn.Module):
         window_ends: segments up to the end of each window of recency whose mean is a group; one more holds the rest.
             Empty leaves all out.
         newest_events: N; the mean over so many newest events is a group (the short sequence); 0 leaves it out.
-        matched_widths: width of each group of matched events.
+        further_widths: width of each group that is made elsewhere.
     """
 
     def __init__(
@@ -87,14 +88,14 @@ class Fusion(nn.Module):
         newest_segments: int = 4,
         window_ends: Sequence[int] = (),
         newest_events: int = 100,
-        matched_widths: Sequence[int] = (),
+        further_widths: Sequence[int] = (),
     ) -> None:
         super().__init__()
         self.segment_maximum, self.newest_segments, self.newest_events = segment_maximum, newest_segments, newest_events
         self.window_ends = list(window_ends)
         windows = len(window_ends) + 1 if window_ends else 0
         segments = [width] * (segment_maximum + newest_segments + windows)
-        groups = [width, *segments, width, *context_widths, *([width] if newest_events else []), *matched_widths]
+        groups = [width, *segments, width, *context_widths, *([width] if newest_events else []), *further_widths]
         self.tokens = Tokens(groups, tokens, token_width)
 
     def forward(
@@ -105,7 +106,7 @@ class Fusion(nn.Module):
         target_BD: Tensor,
         context: list[Tensor],
         newest_BD: Tensor | None = None,
-        matched: Sequence[Tensor] = (),
+        further: Sequence[Tensor] = (),
     ) -> Tensor:
         """tokens_BMD of every sample; what a sample without history lacks is zero.
 
@@ -121,7 +122,7 @@ class Fusion(nn.Module):
         groups += [target_BD, *context]
         if newest_BD is not None:
             groups.append(newest_BD)
-        return self.tokens([*groups, *matched])
+        return self.tokens([*groups, *further])
 
 
 def newest_of_events(

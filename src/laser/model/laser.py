@@ -9,9 +9,11 @@ from __future__ import annotations
 from laser.batch import Batch
 from laser.model.costs import Costs, laser_costs
 from laser.model.embeddings import total_width
+from laser.model.evolution import InterestEvolution
 from laser.model.fusion import Fusion, newest_of_events
 from laser.model.gsta import GlobalStackedTargetAttention
 from laser.model.output import ModelOutput
+from laser.model.padding import pad_to
 from laser.model.prepared import Prepared
 from laser.model.rankmixer import SparseFeedForward
 from laser.model.recency import Recency, SegmentRecency
@@ -46,6 +48,8 @@ class Laser(SequenceModel):
         segment_windows: events of windows of recency, newest first, such as [10, 40, 150]: the mixer is given the mean
             over the segments of each, and of all that is older (not in the paper); null leaves them out.
         newest_events: number of newest events whose mean is given to the mixer; 0 leaves it out.
+        newest_evolved: number of newest events over which an interest evolves, in two recurrences, whose last state is
+            given to the mixer (DIEN's, not in the paper); 0 leaves it out.
         match: field of the target or context by field of the history, both on one table: for each pair the mixer is
             also given the mean of the newest events that equal the target there, and their number (not in the paper).
         match_newest: newest matching events that are averaged.
@@ -94,6 +98,7 @@ class Laser(SequenceModel):
         newest_segments: int = 4,
         segment_windows: list[int] | None = None,
         newest_events: int = 100,
+        newest_evolved: int = 0,
         match: dict[str, str] | None = None,
         match_newest: int = 16,
         match_gate: bool = False,
@@ -161,8 +166,10 @@ class Laser(SequenceModel):
             newest_segments=newest_segments,
             window_ends=ends_in_segments(segment_windows or [], segment_width),
             newest_events=newest_events,
-            matched_widths=[width + 1] * len(self.matched.pairs),
+            further_widths=[width + 1] * len(self.matched.pairs) + [width] * (newest_evolved > 0),
         )
+        self.newest_evolved = newest_evolved
+        self.interest = InterestEvolution(width) if newest_evolved else None
         self.add_head(
             head=head,
             tokens=mixer_tokens,
@@ -204,7 +211,10 @@ class Laser(SequenceModel):
         if self.segment_recency is not None:
             segment_GD = self.segment_recency(segment_GD, seg_off_B1)
         user_BD = self.gsta(target_BD, segment_GD, seg_off_B1)
-        matched = self.matched(x_TD, found)
+        further = self.matched(x_TD, found)
+        if self.interest is not None:
+            padded = pad_to(batch, self.newest_evolved)
+            further = [*further, self.interest(padded.rows(x_TD), padded.live_BL, target_BD)]
         tokens_BMD = self.fusion(
             user_BD,
             segment_GD,
@@ -212,7 +222,7 @@ class Laser(SequenceModel):
             target_BD,
             embedded.context,
             None if newest is None else newest()[batch.history_of_B],
-            matched,
+            further,
         )
         logit_B, auxiliary_loss = self._head(tokens_BMD, batch)
         return ModelOutput(logit_B, auxiliary_loss, gates)

@@ -123,7 +123,8 @@ class SharedHistory(nn.Module):
         groups = [user_BD, *self._readout(segment_BND), target_BD, *context]
         if network.fusion.newest_events:
             groups.append(self._newest_mean(event_PC, live_P).expand(target_BD.shape[0], -1))
-        pooled_BD, _ = network.mixer(network.fusion.tokens([*groups, *matched]), 0, 1)
+        groups += [*matched, *self._evolved(event_PC, live_P, target_BD)]
+        pooled_BD, _ = network.mixer(network.fusion.tokens(groups), 0, 1)
         return Scores(network._logit(pooled_BD), gate_HPB)
 
     def padded(self, row_LC: Tensor, age_L: Tensor) -> tuple[Tensor, Tensor]:
@@ -195,8 +196,21 @@ class SharedHistory(nn.Module):
         mean_BWD = member_WN @ segment_BND / member_WN.sum(1).clamp(min=1)[:, None]
         return [*found, *mean_BWD.unbind(1)]
 
-    def _newest_mean(self, event_PC: Tensor, live_P: Tensor) -> Tensor:
-        newest = self.network.fusion.newest_events
+    def _newest(self, event_PC: Tensor, live_P: Tensor, newest: int) -> tuple[Tensor, Tensor]:
+        """So many newest rows, zeros where there are fewer, and which of them are events."""
         x_PD = pad(event_PC[:, self.project_DC.shape[1] :], (0, 0, newest, 0))[-newest:]
-        live_P1 = pad(live_P, (newest, 0))[-newest:, None]
-        return (x_PD * live_P1).sum(0) / live_P1.sum()
+        live_P = pad(live_P, (newest, 0))[-newest:]
+        return x_PD * live_P[:, None], live_P
+
+    def _newest_mean(self, event_PC: Tensor, live_P: Tensor) -> Tensor:
+        x_PD, live_P = self._newest(event_PC, live_P, self.network.fusion.newest_events)
+        return x_PD.sum(0) / live_P.sum()
+
+    def _evolved(self, event_PC: Tensor, live_P: Tensor, target_BD: Tensor) -> list[Tensor]:
+        """The interest of every candidate; the first recurrence is of the history, and done once."""
+        interest = self.network.interest
+        if interest is None:
+            return []
+        x_PD, live_P = self._newest(event_PC, live_P, self.network.newest_evolved)
+        state_BPD = interest.extract(x_PD[None], live_P[None]).expand(target_BD.shape[0], -1, -1)
+        return [interest.evolve(state_BPD, live_P[None] > 0, target_BD)]

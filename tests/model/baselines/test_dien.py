@@ -13,13 +13,13 @@ def test_equals_the_published_equations(inputs, rows_of):
         x_LD, t_D = rows_of(inputs, b, inputs.x_TD)[-9:], inputs.target_BD[b]
         h_D, states = torch.zeros(16), []
         for x_D in x_LD:
-            h_D = step(dien.extraction, x_D, h_D, 1.0)
+            h_D = step(dien.interest.extraction, x_D, h_D, 1.0)
             states.append(h_D)
         g_D = torch.zeros(16)
         if states:
-            weights = torch.stack([state @ (dien.attention.weight @ t_D) for state in states]).softmax(0)
+            weights = torch.stack([state @ (dien.interest.attention.weight @ t_D) for state in states]).softmax(0)
             for state, weight in zip(states, weights):
-                g_D = step(dien.evolution, state, g_D, weight)
+                g_D = step(dien.interest.evolution, state, g_D, weight)
         torch.testing.assert_close(got_BD[b], g_D, rtol=1e-4, atol=1e-5)
 
 

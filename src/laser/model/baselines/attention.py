@@ -11,13 +11,7 @@ from torch import Tensor, nn
 from laser.model.costs import Form
 from laser.model.dense import linear
 from laser.model.folded import FoldedHeads
-
-
-def masked_softmax(score: Tensor, live: Tensor) -> Tensor:
-    """Softmax over the last dimension and live rows only, float32; all zeros where nothing is live."""
-    # The lowest finite value, not -inf: a row without any event would become NaN, in its gradient too.
-    score = score.float().masked_fill(~live, torch.finfo(torch.float32).min)
-    return score.softmax(-1) * live
+from laser.model.padding import masked_softmax
 
 
 class TargetAttention(nn.Module):

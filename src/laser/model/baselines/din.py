@@ -15,11 +15,10 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from laser.model.baselines.attention import masked_softmax
 from laser.model.baselines.encoder import Encoded, Encoder, Inputs
-from laser.model.baselines.padding import pad
 from laser.model.costs import Form
 from laser.model.dense import linear
+from laser.model.padding import masked_softmax, pad
 
 
 class ActivationUnit(nn.Module):

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from laser.model.baselines.attention import RandomSigns, TargetAttention
 from laser.model.baselines.encoder import Encoded, Encoder, Inputs
-from laser.model.baselines.padding import pad
 from laser.model.costs import Form
+from laser.model.padding import pad
 
 
 class ETA(Encoder):

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from laser.model.baselines.encoder import Encoded, Encoder, Inputs
-from laser.model.baselines.padding import Padded, pad, pad_histories
 from laser.model.costs import Form
 from laser.model.dense import linear
+from laser.model.padding import Padded, pad, pad_histories
 
 
 class Parts(NamedTuple):

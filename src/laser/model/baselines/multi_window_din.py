@@ -15,8 +15,8 @@ import torch
 
 from laser.model.baselines.din import ActivationUnit
 from laser.model.baselines.encoder import Encoded, Encoder, Inputs
-from laser.model.baselines.padding import pad
 from laser.model.costs import Form
+from laser.model.padding import pad
 
 
 class MultiWindowDIN(Encoder):

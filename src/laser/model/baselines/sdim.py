@@ -15,8 +15,8 @@ from torch import nn
 
 from laser.model.baselines.attention import RandomSigns
 from laser.model.baselines.encoder import Encoded, Encoder, Inputs
-from laser.model.baselines.padding import pad
 from laser.model.costs import Form
+from laser.model.padding import pad
 
 
 class SDIM(Encoder):

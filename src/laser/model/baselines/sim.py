@@ -17,9 +17,9 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from laser.model.baselines.attention import TargetAttention
 from laser.model.baselines.encoder import Encoded, Encoder, Inputs
-from laser.model.baselines.padding import pad
 from laser.model.costs import Form
 from laser.model.dense import linear
+from laser.model.padding import pad
 
 
 class SIM(Encoder):

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from laser.model.baselines.attention import TargetAttention
 from laser.model.baselines.encoder import Encoded, Encoder, Inputs
-from laser.model.baselines.padding import pad
 from laser.model.costs import Form
 from laser.model.dense import linear
+from laser.model.padding import pad
 
 
 class SwiGLU(nn.Module):

@@ -13,11 +13,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from laser.model.baselines.attention import masked_softmax
 from laser.model.baselines.encoder import Encoded, Encoder, Inputs
-from laser.model.baselines.padding import pad
 from laser.model.costs import Form
 from laser.model.dense import FeedForward, ResidualNorm, linear
+from laser.model.padding import masked_softmax, pad
 
 
 class Layer(nn.Module):

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from laser.model.baselines.attention import TargetAttention
 from laser.model.baselines.encoder import Encoded, Encoder, Inputs
-from laser.model.baselines.padding import Padded, pad
 from laser.model.costs import Form
+from laser.model.padding import Padded, pad
 from laser.model.recency import AGE_BUCKETS, age_bucket
 
 

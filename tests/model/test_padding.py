@@ -1,7 +1,7 @@
 import torch
 
-from laser.model.baselines.attention import RandomSigns, masked_softmax
-from laser.model.baselines.padding import pad
+from laser.model.baselines.attention import RandomSigns
+from laser.model.padding import masked_softmax, pad, pad_to
 
 
 def test_newest_event_is_in_the_last_column(schema, make_batch):
@@ -11,6 +11,7 @@ def test_newest_event_is_in_the_last_column(schema, make_batch):
     assert padded.live_BL.tolist() == [[False, False, True], [True] * 3, [False] * 3, [True] * 3]
     assert padded.rows(torch.tensor([10, 11, 12, 13])).tolist() == [[0, 0, 13], [10, 11, 12], [0, 0, 0], [10, 11, 12]]
     assert pad(batch, newest=2).index_BL.tolist() == [[4, 3], [1, 2], [4, 4], [1, 2]]
+    assert pad_to(batch, 4).index_BL.tolist() == [[4, 4, 4, 3], [4, 0, 1, 2], [4] * 4, [4, 0, 1, 2]]
 
 
 def test_top_prefers_events_to_padding_and_newer_to_older(schema, make_batch):

@@ -58,6 +58,13 @@ class Padded:
         return Padded(index_BK, live_BK, self.rank_L[:count])
 
 
+def masked_softmax(score: Tensor, live: Tensor) -> Tensor:
+    """Softmax over the last dimension and live rows only, float32; all zeros where nothing is live."""
+    # The lowest finite value, not -inf: a row without any event would become NaN, in its gradient too.
+    score = score.float().masked_fill(~live, torch.finfo(torch.float32).min)
+    return score.softmax(-1) * live
+
+
 def pad_histories(batch: Batch) -> Padded:
     """Columns for every distinct history instead of every sample."""
     length_U = batch.off_U1.diff()
@@ -70,7 +77,11 @@ def pad(batch: Batch, newest: int | None = None) -> Padded:
     """Columns for the history of every sample, at least one; only the ``newest`` events if given."""
     off_U1, history_of_B = batch.on_host or (batch.off_U1, batch.history_of_B)
     longest = int(off_U1.diff()[history_of_B].max()) if len(history_of_B) else 0
-    columns = max(1, longest if newest is None else min(longest, newest))
+    return pad_to(batch, max(1, longest if newest is None else min(longest, newest)))
+
+
+def pad_to(batch: Batch, columns: int) -> Padded:
+    """So many columns whatever the batch holds, at least one: nothing but values depends on its histories."""
     rank_L = torch.arange(columns - 1, -1, -1, device=batch.off_U1.device)
     length_B = batch.off_U1.diff()[batch.history_of_B]
     live_BL = rank_L < length_B[:, None]
