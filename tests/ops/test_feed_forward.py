@@ -243,3 +243,22 @@ def test_gelu_is_that_of_what_was_rounded(dtype: torch.dtype, device: torch.devi
     # sum's would differ by as much again.
     places = 1.0 if dtype == BFLOAT16 and device.type == "cpu" else 0.5
     assert bool(((active.float() - wide).abs() <= places * torch.finfo(dtype).eps * wide.abs() + 1e-6).all())
+
+
+def test_gelu_and_its_slope_element_by_element(device: torch.device) -> None:
+    """Far out, too, where 1 + erf would be a difference of nearly equal numbers; what is not finite stays so."""
+    x = torch.cat([torch.linspace(-3.4, 3.4, 30 * 16), torch.tensor([-60.0, -9.0, -5.0, 5.0, 9.0, 60.0] + [0.0] * 10)])
+    x = x.view(31, 1, 16).to(device, FLOAT16)
+    eye, ones = torch.eye(16, device=device, dtype=FLOAT16)[None], torch.ones_like(x)
+    hidden, active = triton.hidden(x, eye, torch.zeros(1, 16, device=device, dtype=FLOAT16))
+    slope, _ = triton.d_hidden(ones, eye, hidden)
+    leaf = x.double().requires_grad_()
+    exact = torch.nn.functional.gelu(leaf)
+    exact.sum().backward()
+    torch.testing.assert_close(active[0].double(), exact.detach()[:, 0], rtol=6e-4, atol=1e-6)
+    torch.testing.assert_close(slope[0].double(), leaf.grad[:, 0], rtol=6e-4, atol=2e-5)  # 0 is crossed
+    odd = torch.full_like(x, float("nan"))
+    odd[0, 0] = float("inf")
+    hidden, active = triton.hidden(odd, torch.ones_like(eye), torch.zeros(1, 16, device=device, dtype=FLOAT16))
+    assert not active.isfinite().any()
+    assert not triton.d_hidden(ones, eye, hidden)[0].isfinite().any()
