@@ -4,7 +4,8 @@
 
 2048 samples with 100 segments each, width 128, and the paper's mixer: 16 tokens of 256, two blocks (a small shape on a
 CPU). Modules are those of ``Laser``, bfloat16 autocast on a GPU, recorded as a CUDA graph and replayed, as in training.
-Gradients go to segments, target and all parameters.
+Gradients go to segments, target and all parameters; these, as in a recorded step, are copies in bfloat16 where autocast
+would make some, which a step makes of all parameters in one launch (not measured here).
 
 A part's floor is the larger of two times: its matrix products (a MAC is two operations; forward, and twice that
 backward) at the rate of a large bfloat16 product of the same run, and its bytes at the rate of a device copy of the
@@ -32,6 +33,7 @@ from torch import Tensor, nn
 from laser.model.costs import sequence_costs
 from laser.model.fusion import Fusion
 from laser.model.gsta import GlobalStackedTargetAttention
+from laser.model.half_copies import HalfCopies
 from laser.model.rankmixer import RankMixer
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -51,6 +53,17 @@ def product_rate() -> float:
     return size**3 / ms
 
 
+class Called(nn.Module):
+    """A module as it is called here, with inputs by name."""
+
+    def __init__(self, module: nn.Module, call: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.module, self.call = module, call
+
+    def forward(self, **inputs: Tensor) -> Tensor:
+        return self.call(*inputs.values())
+
+
 class Part:
     """A module, its inputs, MACs of a sample and bytes that must move, forward and backward.
 
@@ -65,15 +78,19 @@ class Part:
     def __init__(
         self, module: nn.Module, call: Callable[..., Tensor], inputs: Inputs, macs: int, moved: tuple[int, int]
     ) -> None:
-        self.call, self.inputs, self.macs = call, inputs, macs
-        self.parameters = list(module.parameters())
+        self.inputs, self.macs = inputs, macs
+        self.named = {str(place): tensor for place, tensor in enumerate(inputs)}
+        parameters = list(module.parameters())
+        dtype = torch.bfloat16 if CUDA else torch.float32
+        self.copies = HalfCopies(Called(module, call), parameters, DEVICE.type, dtype, self.named)
+        self.parameters = self.copies.leaves()
         weights = HALF * sum(parameter.numel() for parameter in self.parameters)
         self.moved = moved[0] + weights, moved[1] + 2 * weights
 
     def forward(self) -> Tensor:
         # Without autocast's cache, as in a recording.
         with torch.autocast(DEVICE.type, torch.bfloat16, enabled=CUDA, cache_enabled=False):
-            return self.call(*self.inputs)
+            return torch.func.functional_call(self.copies.network, self.copies.by_name, (), self.named)
 
     def both(self) -> None:
         output = self.forward()

@@ -27,8 +27,8 @@ INVERSE_SQRT_TAU = tl.constexpr(0.3989422804014327)
 MINUS_HALF_LOG2_E = tl.constexpr(-0.7213475204444817)
 NEARNESS = tl.constexpr(0.53 * 0.5**0.5)
 C1, C2, C3, C4, C5 = (tl.constexpr(c) for c in (0.148941, 0.15790485, 0.08262256, 0.20150704, -0.09098096))
-"""exp(z^2) erfc(z) / 2 = C1 t + ... + C5 t^5 with t = 1 / (1 + 0.53 z), within a factor of 1 +- 3e-5 for all z >= 0: fitted
-by us, by linear programming. A float16 is rounded by up to 4.9e-4 of itself."""
+"""exp(z^2) erfc(z) / 2 = C1 t + ... + C5 t^5 with t = 1 / (1 + 0.53 z), within a factor of 1 +- 3e-5 for all z >= 0:
+fitted by us, by linear programming. A float16 is rounded by up to 4.9e-4 of itself."""
 
 
 @triton.jit
