@@ -129,7 +129,7 @@ def parts() -> dict[str, Callable[[], Part]]:
         module = GlobalStackedTargetAttention(D).to(DEVICE)
         costs = sequence_costs(10 * N, width=D).parts
         macs = costs["global_attention"] + costs["global_ffn"]
-        call = lambda target_BD, seg_GD: module(target_BD, seg_GD, seg_off_B1)  # noqa: E731
+        call = lambda target_BD, seg_GD: module(target_BD, seg_GD, seg_off_B1)[0]  # noqa: E731
         return Part(module, call, [leaf(B, D), leaf(B * N, D)], macs, (segments, 2 * segments))
 
     def fusion() -> Part:

@@ -34,7 +34,8 @@ def test_folded_equals_torch_multi_head_attention(num_heads, num_layers):
     expected_BD = target_BD
     for layer in gsta.layers:
         expected_BD = projected(layer, expected_BD, segment_GD, SEG_OFF)
-    got_BD = gsta(target_BD, segment_GD, SEG_OFF)
+    got_BD, same_GD = gsta(target_BD, segment_GD, SEG_OFF)
+    assert torch.equal(same_GD, segment_GD)
     torch.testing.assert_close(got_BD, expected_BD)
     wanted = [target_BD, segment_GD, *gsta.parameters()]
     weight = torch.randn_like(got_BD)
@@ -47,7 +48,7 @@ def test_folded_equals_torch_multi_head_attention(num_heads, num_layers):
 def test_without_history_the_segments_of_others_do_not_matter():
     gsta = GlobalStackedTargetAttention(16)
     target_BD, segment_GD = torch.randn(4, 16), torch.randn(9, 16)
-    before = gsta(target_BD, segment_GD, SEG_OFF)
-    after = gsta(target_BD, segment_GD + 1, SEG_OFF)
+    before, _ = gsta(target_BD, segment_GD, SEG_OFF)
+    after, _ = gsta(target_BD, segment_GD + 1, SEG_OFF)
     assert [torch.equal(a, b) for a, b in zip(before, after)] == [False, True, False, False]
     assert before.isfinite().all()

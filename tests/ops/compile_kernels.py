@@ -31,7 +31,7 @@ from laser.ops.newest_mean import newest_mean
 from laser.ops.residual_norm import residual_norm
 from laser.ops.segment_readout import segment_readout
 from laser.ops.segmented_attention import segmented_target_attention
-from laser.ops.target_attention import segment_softmax_attention
+from laser.ops.target_attention import joined_attention, segment_softmax_attention
 
 POINTERS = {
     torch.float32: "*fp32",
@@ -79,6 +79,7 @@ def call_all(dtype: torch.dtype) -> None:
     for heads in (2, 9):
         query = torch.randn(3, heads, WIDTH, requires_grad=True)
         backward(segment_softmax_attention(query, events, off))
+        backward(*joined_attention(query, events, off))
     backward(*segment_readout(events, off, 4))
     index, weight, scale = torch.zeros(9000, 3, dtype=torch.int32), torch.ones(9000, 3), torch.ones(9000)
     rows = torch.randn(200, WIDTH, dtype=dtype, requires_grad=True)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
 
-from laser.ops.target_attention import cpu, naive, segment_softmax_attention, tensor_cores, triton
+import laser.ops.target_attention as package
+from laser.ops.target_attention import cpu, joined_attention, naive, segment_softmax_attention, tensor_cores, triton
 
 NAMES = ["pooled", "d_query", "d_seg"]
 IMPLEMENTATIONS = {"cpu": cpu, "triton": triton}
@@ -164,3 +167,47 @@ def test_segments_of_no_sample_have_no_part_in_it(
     )
     assert d_seg[len(seg) :].tolist() == [[0.0] * 16] * 5
     assert all(map(torch.equal, (pooled, d_query, d_seg[: len(seg)]), alone))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("spare", [0, 5])
+@pytest.mark.parametrize("in_place", [False, True])
+def test_joined_gradients_are_the_sum(
+    dtype: torch.dtype, spare: int, in_place: bool, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two layers and another use, in the kernels of tensor cores and the others."""
+    query, seg, seg_off = inputs(COUNTS, 40, 2, dtype, device)
+    seg = torch.cat([seg, seg.new_zeros(spare, 40)])
+    upstream, of_seg = torch.randn(2, *query.shape).to(device, dtype), torch.randn_like(seg)
+
+    def gradients(function, *tensors: Tensor) -> tuple[Tensor, ...]:
+        query, seg = (tensor.detach().requires_grad_() for tensor in tensors)
+        first, then = function(query, seg, seg_off)
+        second, then = function(query.flip(0) * 0.5, then, seg_off)
+        outputs = [first, second, then * 1 if in_place else then]  # a product's gradient is its own
+        weights = [weight.to(seg.dtype) for weight in (*upstream, of_seg)]
+        return torch.autograd.grad(outputs, [query, seg], weights)
+
+    def plain(query: Tensor, seg: Tensor, seg_off: Tensor) -> tuple[Tensor, Tensor]:
+        return naive.segment_softmax_attention(query, seg[: int(seg_off[-1])], seg_off), seg
+
+    exact = gradients(plain, query.double(), seg.double())
+    same_dtype = gradients(plain, query, seg)
+    monkeypatch.setattr(package, "use_triton", lambda tensor: True)
+    before = of_seg.clone()
+    found = gradients(partial(joined_attention, in_place=in_place), query, seg)
+    assert torch.equal(of_seg, before), "a gradient that was given from outside is changed"
+    cut = 2**-8 if dtype == torch.bfloat16 and device.type == "cpu" else 0.0  # the interpreter cuts
+    for name, value, rounded, wanted in zip(NAMES[1:], found, same_dtype, exact, strict=True):
+        assert error(value, wanted) <= 2 * error(rounded, wanted) + cut, name
+    assert torch.equal(found[1][len(seg) - spare :], of_seg[len(seg) - spare :])
+
+
+def test_joined_without_another_use_of_one_output(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(package, "use_triton", lambda tensor: True)
+    query, seg, seg_off = inputs(COUNTS, 24, 2, torch.float16, device)
+    for place in (0, 1):
+        leaf = seg.detach().requires_grad_()
+        output = joined_attention(query, leaf, seg_off)[place]
+        (found,) = torch.autograd.grad(output.float().sum(), leaf)
+        assert torch.equal(found, torch.ones_like(found)) == (place == 1)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from laser.model.dense import FeedForward, ResidualNorm, linear
 from laser.model.folded import FoldedHeads
-from laser.ops.target_attention import segment_softmax_attention
+from laser.ops.target_attention import joined_attention
 
 
 class GlobalLayer(nn.Module):
@@ -32,12 +32,12 @@ class GlobalLayer(nn.Module):
         self.ffn = FeedForward(width, ffn_multiple)
         self.norm_ffn = ResidualNorm(width)
 
-    def forward(self, user_BD: Tensor, segment_GD: Tensor, seg_off_B1: Tensor) -> Tensor:
-        """u^{l-1} -> u^l, [B, D]."""
+    def forward(self, user_BD: Tensor, segment_GD: Tensor, seg_off_B1: Tensor) -> tuple[Tensor, Tensor]:
+        """u^{l-1} -> u^l, [B, D], and the segments for later uses."""
         with torch.autocast(user_BD.device.type, enabled=False):
             query_BHD = self.heads.query(user_BD.to(self.heads.query_HDQ.dtype))
-            pooled_BHD = segment_softmax_attention(query_BHD, segment_GD, seg_off_B1)
-        return self.after_attention(user_BD, pooled_BHD)
+            pooled_BHD, segment_GD = joined_attention(query_BHD, segment_GD, seg_off_B1, in_place=True)
+        return self.after_attention(user_BD, pooled_BHD), segment_GD
 
     def after_attention(self, user_BD: Tensor, pooled_BHD: Tensor) -> Tensor:
         """What follows the weighted mean of the segments: u^{l-1} and it -> u^l."""
@@ -62,9 +62,12 @@ class GlobalStackedTargetAttention(nn.Module):
         self.ffn_multiple = ffn_multiple
         self.layers = nn.ModuleList(GlobalLayer(width, num_heads, ffn_multiple) for _ in range(num_layers))
 
-    def forward(self, target_BD: Tensor, segment_GD: Tensor, seg_off_B1: Tensor) -> Tensor:
-        """u^M from the targets and their segments, [B, D]."""
+    def forward(self, target_BD: Tensor, segment_GD: Tensor, seg_off_B1: Tensor) -> tuple[Tensor, Tensor]:
+        """u^M from the targets and their segments, [B, D], and the segments for later uses.
+
+        The layers add to the gradient of those uses in place: nothing else may hold it (``joined_attention``).
+        """
         user_BD = target_BD
         for layer in self.layers:
-            user_BD = layer(user_BD, segment_GD, seg_off_B1)
-        return user_BD
+            user_BD, segment_GD = layer(user_BD, segment_GD, seg_off_B1)
+        return user_BD, segment_GD

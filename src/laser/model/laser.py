@@ -210,7 +210,7 @@ class Laser(SequenceModel):
         )
         if self.segment_recency is not None:
             segment_GD = self.segment_recency(segment_GD, seg_off_B1)
-        user_BD = self.gsta(target_BD, segment_GD, seg_off_B1)
+        user_BD, segment_GD = self.gsta(target_BD, segment_GD, seg_off_B1)
         further = self.matched(x_TD, found)
         if self.interest is not None:
             padded = pad_to(batch, self.newest_evolved)

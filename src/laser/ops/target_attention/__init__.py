@@ -16,11 +16,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from laser.ops.availability import use_triton
 from laser.ops.target_attention import cpu
 
-__all__ = ["segment_softmax_attention"]
+__all__ = ["joined_attention", "segment_softmax_attention"]
 
 
 def segment_softmax_attention(query_BHD: Tensor, seg_GD: Tensor, seg_off_B1: Tensor) -> Tensor:
@@ -42,6 +43,68 @@ def segment_softmax_attention(query_BHD: Tensor, seg_GD: Tensor, seg_off_B1: Ten
     Raises:
         ValueError: when shapes or dtypes do not fit each other.
     """
+    _check(query_BHD, seg_GD, seg_off_B1)
+    return _forward(query_BHD, seg_GD, seg_off_B1)[0].to(seg_GD.dtype)
+
+
+def joined_attention(
+    query_BHD: Tensor, seg_GD: Tensor, seg_off_B1: Tensor, *, in_place: bool = False
+) -> tuple[Tensor, Tensor]:
+    """The same, and the segments for all other uses, such as the next layer's: where those are used, the kernel adds
+    its gradient to theirs, and PyTorch has no two gradients of size [G, D] to add up.
+
+    Args:
+        query_BHD: as ``segment_softmax_attention`` takes them, which this is off CUDA and wherever a program is traced.
+        seg_GD: likewise.
+        seg_off_B1: likewise.
+        in_place: Triton adds to the gradient that comes in, instead of to a copy of it. A promise that nothing else
+            holds that gradient, such as a hook, or an op that hands on its own gradient as that of two inputs.
+
+    Returns:
+        pooled_BHD, and seg_GD (in Triton a view, not to be changed in place).
+
+    Raises:
+        ValueError: when shapes or dtypes do not fit each other.
+    """
+    if torch.compiler.is_compiling() or not use_triton(seg_GD):
+        return segment_softmax_attention(query_BHD, seg_GD, seg_off_B1), seg_GD
+    _check(query_BHD, seg_GD, seg_off_B1)
+    return JoinedAttention.apply(query_BHD, seg_GD, seg_off_B1, in_place)  # type: ignore[return-value]
+
+
+class JoinedAttention(torch.autograd.Function):
+    """``joined_attention`` in Triton. A custom op could not return its input, so it is none."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, query_BHD: Tensor, seg_GD: Tensor, seg_off_B1: Tensor, in_place: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Pooled segments, and a view of the segments."""
+        from laser.ops.target_attention import triton
+
+        inputs = (query_BHD.contiguous(), seg_GD.contiguous(), seg_off_B1.contiguous())
+        pooled_BHD, lse_BH = triton.forward(*inputs)
+        ctx.save_for_backward(*inputs, pooled_BHD, lse_BH)
+        ctx.in_place = in_place
+        # An output that nobody used has the gradient None, not a tensor of zeros.
+        ctx.set_materialize_grads(False)
+        return pooled_BHD.to(seg_GD.dtype), seg_GD.view_as(seg_GD)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_pooled_BHD: Tensor | None, d_seg_GD: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        """Gradients of query and segments."""
+        from laser.ops.target_attention import triton
+
+        if d_pooled_BHD is None:
+            return None, d_seg_GD, None, None
+        if d_seg_GD is not None and not (ctx.in_place and d_seg_GD.is_contiguous()):
+            d_seg_GD = d_seg_GD.clone(memory_format=torch.contiguous_format)
+        found = triton.backward(d_pooled_BHD.contiguous(), *ctx.saved_tensors, add_to_GD=d_seg_GD)
+        return *found, None, None
+
+
+def _check(query_BHD: Tensor, seg_GD: Tensor, seg_off_B1: Tensor) -> None:
     if query_BHD.dim() != 3 or seg_GD.dim() != 2 or query_BHD.shape[2] != seg_GD.shape[1]:
         raise ValueError(
             f"query_BHD is {list(query_BHD.shape)} and seg_GD is {list(seg_GD.shape)}; expected [B, H, D] and [G, D] "
@@ -52,7 +115,6 @@ def segment_softmax_attention(query_BHD: Tensor, seg_GD: Tensor, seg_off_B1: Ten
             f"seg_off_B1 is {seg_off_B1.dtype} {list(seg_off_B1.shape)}; pass torch.int64 [{len(query_BHD) + 1}], one "
             "more than the samples of query_BHD"
         )
-    return _forward(query_BHD, seg_GD, seg_off_B1)[0].to(seg_GD.dtype)
 
 
 @torch.library.custom_op("laser::target_attention", mutates_args=())

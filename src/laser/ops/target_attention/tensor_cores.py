@@ -150,8 +150,9 @@ def backward_kernel(
     C: tl.constexpr,
     STAGES: tl.constexpr,
     SPLIT: tl.constexpr,
+    ADD: tl.constexpr,
 ):
-    """Gradients of one sample's query and segments."""
+    """Gradients of one sample's query and segments; the latter is added to what is there where ADD is true."""
     sample = tl.program_id(0).to(tl.int64)
     start = tl.load(seg_off_B1 + sample)
     length = (tl.load(seg_off_B1 + sample + 1) - start).to(tl.int32)
@@ -186,8 +187,12 @@ def backward_kernel(
         both_G2C = tl.where(second_12C, d_score_G1C, weight_G1C)
         both_GK = tl.reshape(part(both_G2C, second_copy_C[None, None, :], SPLIT), (BLOCK_G, 2 * C))
         d_score_part_GC = part(tl.sum(d_score_G1C, axis=1), second_copy_C[None, :], SPLIT)
-        d_seg = product(both_GK, factor_KD, zeros_GD, SPLIT)
-        tl.store(d_seg_GD + (start + first) * D + at_GD, d_seg.to(d_seg_GD.dtype.element_ty), mask=mask_GD)
+        d_seg_at = d_seg_GD + (start + first) * D + at_GD
+        d_seg = zeros_GD
+        if ADD:
+            d_seg = tl.load(d_seg_at, mask=mask_GD, other=0.0).to(tl.float32)
+        d_seg = product(both_GK, factor_KD, d_seg, SPLIT)
+        tl.store(d_seg_at, d_seg.to(d_seg_GD.dtype.element_ty), mask=mask_GD)
         d_query_DC = product(tl.trans(seg), d_score_part_GC, d_query_DC, SPLIT)
     # Copies are the parts of d_score; columns of a head's two parts are equal.
     d_query_DH = tl.sum(tl.sum(tl.reshape(d_query_DC, (BLOCK_D, 2, C // 4, 2)), axis=3), axis=1) * 0.5

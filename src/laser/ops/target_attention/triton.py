@@ -97,8 +97,9 @@ def backward_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_G: tl.constexpr,
     STAGES: tl.constexpr,
+    ADD: tl.constexpr,
 ):
-    """Gradients of one sample's query and segments."""
+    """Gradients of one sample's query and segments; the latter is added to what is there where ADD is true."""
     sample = tl.program_id(0).to(tl.int64)
     start = tl.load(seg_off_B1 + sample)
     length = (tl.load(seg_off_B1 + sample + 1) - start).to(tl.int32)
@@ -125,6 +126,8 @@ def backward_kernel(
         seg_at = (start + first + g_G)[:, None] * D + d_D[None, :]
         seg = tl.load(seg_GD + seg_at, mask=mask_GD, other=0.0).to(tl.float32)
         d_seg = tl.zeros((BLOCK_G, BLOCK_D), tl.float32)
+        if ADD:
+            d_seg = tl.load(d_seg_GD + seg_at, mask=mask_GD, other=0.0).to(tl.float32)
         next_d_query = ()
         for h in tl.static_range(H):
             weight_G = tl.where(live_G, tl.exp(tl.sum(seg * query[h], axis=1) - lse[h]), 0.0)
@@ -165,14 +168,27 @@ def forward(query_BHD: Tensor, seg_GD: Tensor, seg_off_B1: Tensor) -> tuple[Tens
 
 
 def backward(
-    d_pooled_BHD: Tensor, query_BHD: Tensor, seg_GD: Tensor, seg_off_B1: Tensor, pooled_BHD: Tensor, lse_BH: Tensor
+    d_pooled_BHD: Tensor,
+    query_BHD: Tensor,
+    seg_GD: Tensor,
+    seg_off_B1: Tensor,
+    pooled_BHD: Tensor,
+    lse_BH: Tensor,
+    add_to_GD: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of query [B, H, D] and segments [G, D], each in its dtype; inputs contiguous."""
+    """Gradients of query [B, H, D] and segments [G, D], each in its dtype; inputs contiguous.
+
+    Where ``add_to_GD`` is given, the segments' is added to it, and it is returned.
+    """
     B, H, D = query_BHD.shape
-    d_query_BHD, d_seg_GD = torch.empty_like(query_BHD), torch.empty_like(seg_GD)
-    zero_spare_rows(d_seg_GD, seg_off_B1)
+    d_query_BHD = torch.empty_like(query_BHD)
+    if add_to_GD is None:
+        d_seg_GD = torch.empty_like(seg_GD)
+        zero_spare_rows(d_seg_GD, seg_off_B1)
+    else:
+        d_seg_GD = add_to_GD
     if B:
         kernel, options = _launch(seg_GD.dtype, H, D, backward=True)
         inputs = (d_pooled_BHD, query_BHD, seg_GD, seg_off_B1, pooled_BHD, lse_BH)
-        kernel[(B,)](*inputs, d_query_BHD, d_seg_GD, H=H, D=D, **options)
+        kernel[(B,)](*inputs, d_query_BHD, d_seg_GD, H=H, D=D, ADD=add_to_GD is not None, **options)
     return d_query_BHD, d_seg_GD
