@@ -7,9 +7,9 @@ from laser.model.rankmixer import (
     PerTokenFeedForward,
     RankMixer,
     SparseFeedForward,
-    mix_tokens,
     per_token_weight,
 )
+from laser.ops.mixed_norm import mix_tokens
 
 
 def test_mixing_by_hand_and_twice_is_nothing():

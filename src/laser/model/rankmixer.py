@@ -15,18 +15,13 @@ from laser.model.dense import ResidualNorm
 from laser.ops.feed_forward import grouped_feed_forward
 from laser.ops.keep_factor.naive import scalar_hash
 from laser.ops.linear import grouped_linear
+from laser.ops.mixed_norm import mixed_norm
 
 COEFFICIENT_FACTOR = 1.2
 COEFFICIENT_MINIMUM, COEFFICIENT_MAXIMUM = 1e-8, 0.1
 """Where the coefficient starts, and its bounds (our choice). Routers answer over hundreds of steps, in which a free
 coefficient grows a thousandfold past what is needed, silences every expert, and then shrinks until it is stuck at 0."""
 _ROUTER_SITE = 3
-
-
-def mix_tokens(x_BMD: Tensor) -> Tensor:
-    """Token h of the result is the concatenation of the h-th of M slices of every token. Its own inverse."""
-    B, M, D = x_BMD.shape
-    return x_BMD.view(B, M, M, D // M).transpose(1, 2).reshape(B, M, D)
 
 
 def check_mixing(tokens: int, width: int) -> None:
@@ -158,7 +153,8 @@ class MixerBlock(nn.Module):
 
     def forward(self, x_BMD: Tensor, step: int, global_size: int) -> tuple[Tensor, Tensor | None]:
         """[B, M, D] -> [B, M, D], and the sparse network's auxiliary loss."""
-        s_BMD = self.norm_mix(mix_tokens(x_BMD), x_BMD)
+        norm = self.norm_mix
+        s_BMD = mixed_norm(x_BMD, norm.weight, norm.bias, norm.eps, widens=norm.widens)
         if isinstance(self.feed_forward, SparseFeedForward):
             v_BMD, auxiliary_loss = self.feed_forward(s_BMD, step, global_size)
         else:
