@@ -121,7 +121,7 @@ def check_newest(dtype: torch.dtype, D: int, newest: int) -> dict:
 
 
 def check_residual(dtype: torch.dtype, D: int) -> dict:
-    """Contiguous rows, then what the mixer has: float32 tokens beside a transposed product in half precision."""
+    """Contiguous rows, then tokens, in float32 beside a transposed product in half precision."""
     torch.manual_seed(0)
     weight, bias = torch.rand(D, device=DEVICE) + 0.5, torch.randn(D, device=DEVICE)
     names = ["normed", "d_a", "d_b", "d_weight", "d_bias"]

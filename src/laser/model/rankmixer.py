@@ -143,13 +143,16 @@ class SparseFeedForward(nn.Module):
 
 
 class MixerBlock(nn.Module):
-    """One block: token mixing, then the per-token networks, each with residual and post-norm."""
+    """One block: token mixing, then the per-token networks, each with residual and post-norm.
+
+    Under autocast the norms leave tokens in half precision.
+    """
 
     def __init__(self, width: int, feed_forward: nn.Module) -> None:
         super().__init__()
-        self.norm_mix = ResidualNorm(width)
+        self.norm_mix = ResidualNorm(width, widens=False)
         self.feed_forward = feed_forward
-        self.norm_ffn = ResidualNorm(width)
+        self.norm_ffn = ResidualNorm(width, widens=False)
 
     def forward(self, x_BMD: Tensor, step: int, global_size: int) -> tuple[Tensor, Tensor | None]:
         """[B, M, D] -> [B, M, D], and the sparse network's auxiliary loss."""
@@ -204,9 +207,11 @@ class RankMixer(nn.Module):
             self.blocks.append(MixerBlock(width, feed_forward))
 
     def forward(self, tokens_BMD: Tensor, step: int, global_size: int) -> tuple[Tensor, Tensor | None]:
-        """Pooled tokens [B, D], and the sum of the blocks' auxiliary losses or ``None``."""
+        """Pooled tokens [B, D], at least float32, and the sum of the blocks' auxiliary losses or ``None``."""
         losses = []
         for block in self.blocks:
             tokens_BMD, auxiliary_loss = block(tokens_BMD, step, global_size)
             losses += [auxiliary_loss] if auxiliary_loss is not None else []
-        return tokens_BMD.mean(1), torch.stack(losses).sum() if losses else None
+        # Divided last: PyTorch writes a mean's gradient for every token, a sum's once.
+        sum_BD = tokens_BMD.sum(1, dtype=torch.promote_types(tokens_BMD.dtype, torch.float32))
+        return sum_BD / tokens_BMD.shape[1], torch.stack(losses).sum() if losses else None
