@@ -20,6 +20,7 @@ from torch import Tensor
 from laser.ops.gather_sum import gather_sum
 from laser.ops.keep_factor import keep_factor
 from laser.ops.keep_factor import naive as keep_naive
+from laser.ops.mixed_norm import mix_tokens, mixed_norm
 from laser.ops.newest_mean import naive as newest_naive
 from laser.ops.newest_mean import newest_mean
 from laser.ops.residual_norm import residual_norm
@@ -154,6 +155,28 @@ def measure_residual(report: Report, copy_bytes_per_ms: float) -> None:
             )
 
 
+def measure_mixed(report: Report, copy_bytes_per_ms: float) -> None:
+    """The mixer's first norm, beside a mixed copy and the norm of a sum. Floors: x, y; then d_y, x, d_x."""
+    B, M, D = (2048, 16, 256) if CUDA else (64, 16, 256)
+    x, weight, bias = (torch.randn(*shape, device=DEVICE) for shape in ((B, M, D), (D,), (D,)))
+    inputs = [leaf.requires_grad_() for leaf in (x.to(torch.bfloat16 if CUDA else torch.float32), weight, bias)]
+    upstream = torch.randn_like(inputs[0])
+    floor = 2 * upstream.nbytes / copy_bytes_per_ms
+
+    def ours() -> Tensor:
+        return mixed_norm(*inputs)
+
+    def copied() -> Tensor:
+        return residual_norm(mix_tokens(inputs[0]), *inputs)
+
+    for name, op in (("mixed norm", ours), ("mixed norm by a copy and the residual norm", copied)):
+        report.attempt(f"{name} forward", lambda op=op: timed(torch.no_grad()(op), floor, 10))
+        report.attempt(
+            f"{name} forward + backward",
+            lambda op=op: timed(lambda: torch.autograd.grad(op(), inputs, upstream), 2.5 * floor, 10),
+        )
+
+
 def measure_gather(report: Report, copy_bytes_per_ms: float) -> None:
     """Events of a step of ASSISTments (three fields, one with three values, age and rank), against copies per event."""
     T, R, D = (400_000, 3_200, 128) if CUDA else (20_000, 500, 128)
@@ -283,6 +306,7 @@ def measure(report: Report) -> None:
         measure_segmented(report, W1(rate, dtype=torch.float32), "W1 in float32")
     measure_others(report, rate)
     measure_residual(report, rate)
+    measure_mixed(report, rate)
     measure_peers(report, shape)
     if not CUDA:
         seg_off = offsets(torch.full((64,), 20))

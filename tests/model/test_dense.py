@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 import laser.ops.linear
+import laser.ops.mixed_norm as mixed_package
 import laser.ops.residual_norm as package
 from laser.model.baselines.transact import Layer
 from laser.model.dense import ResidualNorm, linear
@@ -105,13 +106,16 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
     """As on a GPU: the norms go to Triton, interpreted; the shapes that did."""
     taken: list[torch.Size] = []
 
-    def apply(*args):
-        taken.append(args[0].shape)
-        return fused(*args)
+    def noted(fused):
+        def apply(*args):
+            taken.append(args[0].shape)
+            return fused(*args)
 
-    fused = package.FusedResidualNorm.apply
-    monkeypatch.setattr(package, "use_triton", lambda tensor: True)
-    monkeypatch.setattr(package.FusedResidualNorm, "apply", apply)
+        return apply
+
+    for module, function in ((package, package.FusedResidualNorm), (mixed_package, mixed_package.FusedMixedNorm)):
+        monkeypatch.setattr(module, "use_triton", lambda tensor: True)
+        monkeypatch.setattr(function, "apply", noted(function.apply))
     return taken
 
 
@@ -140,7 +144,8 @@ def test_a_model_by_kernels(schema, batch, kernels, monkeypatch, options, norms)
 
     logit_B, gradients = results()
     assert len(kernels) == norms
-    monkeypatch.setattr(package, "use_triton", lambda tensor: False)
+    for module in (package, mixed_package):
+        monkeypatch.setattr(module, "use_triton", lambda tensor: False)
     plain_B, plain = results()
     assert len(kernels) == norms
     torch.testing.assert_close(logit_B, plain_B, rtol=1e-4, atol=1e-5)

@@ -1,15 +1,17 @@
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.nn.functional import gelu, layer_norm
 
+import laser.ops.residual_norm as norms
 from laser.model.rankmixer import (
     COEFFICIENT_MINIMUM,
     PerTokenFeedForward,
     RankMixer,
     SparseFeedForward,
-    mix_tokens,
     per_token_weight,
 )
+from laser.ops.mixed_norm import mix_tokens
 
 
 def test_mixing_by_hand_and_twice_is_nothing():
@@ -45,6 +47,26 @@ def test_dense_block_by_hand():
     got, loss = mixer(x, 0, 3)
     assert loss is None
     torch.testing.assert_close(got, expected)
+
+
+def test_tokens_stay_in_half_precision_and_their_mean_does_not(monkeypatch):
+    """A norm of CUDA's autocast, which widens, in its place."""
+    monkeypatch.setattr(norms, "layer_norm", lambda x, *rest: F.layer_norm(x.float(), *rest))
+    torch.manual_seed(0)
+    mixer, tokens = RankMixer(4, 8, num_layers=2, multiple=2), []
+    for block in mixer.blocks:
+        block.feed_forward.register_forward_pre_hook(lambda module, args: tokens.append(args[0]))
+        block.register_forward_hook(lambda module, args, output: tokens.append(output[0]))
+    x = torch.randn(3, 4, 8).bfloat16().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        pooled, _ = mixer(x, 0, 3)
+    assert [each.dtype for each in tokens] == [torch.bfloat16] * 4
+    assert pooled.dtype == torch.float32
+    torch.testing.assert_close(pooled, tokens[-1].double().mean(1).float(), rtol=1e-6, atol=1e-6)
+    pooled.square().sum().backward()
+    assert x.grad.dtype == torch.bfloat16
+    monkeypatch.undo()
+    assert mixer.double()(x.double(), 0, 3)[0].dtype == torch.float64
 
 
 def sparse(budget=0.25, experts=4):

@@ -27,6 +27,7 @@ from laser.ops.gated_recurrence import gated_recurrence
 from laser.ops.gather_sum import gather_sum
 from laser.ops.keep_factor import keep_factor
 from laser.ops.linear import grouped_linear, linear
+from laser.ops.mixed_norm import mixed_norm
 from laser.ops.newest_mean import newest_mean
 from laser.ops.residual_norm import residual_norm
 from laser.ops.segment_readout import segment_readout
@@ -93,6 +94,10 @@ def call_all(dtype: torch.dtype) -> None:
         b = torch.randn(8, 32, WIDTH, dtype=dtype, requires_grad=True)
         weight_D, bias_D = (torch.ones(WIDTH, requires_grad=True) for _ in range(2))
         backward(residual_norm(a, b.transpose(0, 1), weight_D, bias_D))
+    for M, D in ((2, 16), (16, 256), (8, 1024)):
+        x = torch.randn(M, 32, D, dtype=dtype, requires_grad=True)
+        weight_D, bias_D = (torch.ones(D, requires_grad=True) for _ in range(2))
+        backward(mixed_norm(x.transpose(0, 1), weight_D, bias_D))
     for D in (64, WIDTH):
         products, scales, gates, candidate = (
             torch.randn(*shape, dtype=dtype, requires_grad=True)

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from laser.model.dense import linear
-from laser.model.rankmixer import check_mixing, mix_tokens, per_token_weight
+from laser.model.rankmixer import check_mixing, per_token_weight
+from laser.ops.mixed_norm import mix_tokens
 
 SMALL_DOWN = 0.01
 """Factor of the initial W_down of TokenMixer-Large, with which a new block is almost the identity."""

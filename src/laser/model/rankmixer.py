@@ -15,18 +15,13 @@ from laser.model.dense import ResidualNorm
 from laser.ops.feed_forward import grouped_feed_forward
 from laser.ops.keep_factor.naive import scalar_hash
 from laser.ops.linear import grouped_linear
+from laser.ops.mixed_norm import mixed_norm
 
 COEFFICIENT_FACTOR = 1.2
 COEFFICIENT_MINIMUM, COEFFICIENT_MAXIMUM = 1e-8, 0.1
 """Where the coefficient starts, and its bounds (our choice). Routers answer over hundreds of steps, in which a free
 coefficient grows a thousandfold past what is needed, silences every expert, and then shrinks until it is stuck at 0."""
 _ROUTER_SITE = 3
-
-
-def mix_tokens(x_BMD: Tensor) -> Tensor:
-    """Token h of the result is the concatenation of the h-th of M slices of every token. Its own inverse."""
-    B, M, D = x_BMD.shape
-    return x_BMD.view(B, M, M, D // M).transpose(1, 2).reshape(B, M, D)
 
 
 def check_mixing(tokens: int, width: int) -> None:
@@ -148,17 +143,21 @@ class SparseFeedForward(nn.Module):
 
 
 class MixerBlock(nn.Module):
-    """One block: token mixing, then the per-token networks, each with residual and post-norm."""
+    """One block: token mixing, then the per-token networks, each with residual and post-norm.
+
+    Under autocast the norms leave tokens in half precision.
+    """
 
     def __init__(self, width: int, feed_forward: nn.Module) -> None:
         super().__init__()
-        self.norm_mix = ResidualNorm(width)
+        self.norm_mix = ResidualNorm(width, widens=False)
         self.feed_forward = feed_forward
-        self.norm_ffn = ResidualNorm(width)
+        self.norm_ffn = ResidualNorm(width, widens=False)
 
     def forward(self, x_BMD: Tensor, step: int, global_size: int) -> tuple[Tensor, Tensor | None]:
         """[B, M, D] -> [B, M, D], and the sparse network's auxiliary loss."""
-        s_BMD = self.norm_mix(mix_tokens(x_BMD), x_BMD)
+        norm = self.norm_mix
+        s_BMD = mixed_norm(x_BMD, norm.weight, norm.bias, norm.eps, widens=norm.widens)
         if isinstance(self.feed_forward, SparseFeedForward):
             v_BMD, auxiliary_loss = self.feed_forward(s_BMD, step, global_size)
         else:
@@ -208,9 +207,11 @@ class RankMixer(nn.Module):
             self.blocks.append(MixerBlock(width, feed_forward))
 
     def forward(self, tokens_BMD: Tensor, step: int, global_size: int) -> tuple[Tensor, Tensor | None]:
-        """Pooled tokens [B, D], and the sum of the blocks' auxiliary losses or ``None``."""
+        """Pooled tokens [B, D], at least float32, and the sum of the blocks' auxiliary losses or ``None``."""
         losses = []
         for block in self.blocks:
             tokens_BMD, auxiliary_loss = block(tokens_BMD, step, global_size)
             losses += [auxiliary_loss] if auxiliary_loss is not None else []
-        return tokens_BMD.mean(1), torch.stack(losses).sum() if losses else None
+        # Divided last: PyTorch writes a mean's gradient for every token, a sum's once.
+        sum_BD = tokens_BMD.sum(1, dtype=torch.promote_types(tokens_BMD.dtype, torch.float32))
+        return sum_BD / tokens_BMD.shape[1], torch.stack(losses).sum() if losses else None

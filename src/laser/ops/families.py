@@ -18,6 +18,8 @@ from laser.ops.gather_sum import naive as gather_naive
 from laser.ops.keep_factor import keep_factor
 from laser.ops.keep_factor import naive as keep_naive
 from laser.ops.linear import naive as linear_naive
+from laser.ops.mixed_norm import mixed_norm
+from laser.ops.mixed_norm import naive as mixed_naive
 from laser.ops.newest_mean import naive as newest_naive
 from laser.ops.newest_mean import newest_mean
 from laser.ops.residual_norm import naive as residual_naive
@@ -111,6 +113,14 @@ def _residual(op: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return case
 
 
+def _mixed(op: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def case(x_ND: Tensor, _off_U1: Tensor, query_BHD: Tensor) -> Tensor:
+        weight_D, bias_D = query_BHD[0, :, :4] / 8
+        return op((9 * x_ND).cos().view(7, 2, 4), weight_D, bias_D, 1e-5)
+
+    return case
+
+
 def _recurrence(op: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def case(x_ND: Tensor, _off_U1: Tensor, query_BHD: Tensor) -> Tensor:
         products_BLP = torch.cat([x_ND, x_ND * 2, x_ND.cos()], 1).view(1, 7, 24)
@@ -151,6 +161,7 @@ _CASES: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
     "gated_recurrence": (_recurrence(gated_recurrence), _recurrence(recurrence_naive.gated_recurrence)),
     "gather_sum": (_gather(gather_sum), _gather(gather_naive.gather_sum)),
     "keep_factor": (_keep(keep_factor), _keep(keep_naive.keep_factor)),
+    "mixed_norm": (_mixed(mixed_norm), _mixed(mixed_naive.mixed_norm)),
     "newest_mean": (_newest(newest_mean), _newest(newest_naive.newest_mean)),
     "segment_readout": (_readout(segment_readout), _readout(readout_naive.segment_readout)),
     "linear": (_linear(linear), _linear(linear_naive)),
