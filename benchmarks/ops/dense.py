@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from harness import CASES, CUDA, DEVICE, Report, compare, same_when_replayed, timed
 from torch import Tensor
 
+from laser.ops.attention_tail import attention_tail
+from laser.ops.attention_tail import naive as attention_tail_naive
 from laser.ops.feed_forward import grouped_feed_forward
 from laser.ops.feed_forward import naive as feed_forward_naive
 from laser.ops.linear import grouped_linear, linear, naive, side_by_side
@@ -75,6 +77,25 @@ def check_feed_forward(dtype: torch.dtype, D: int) -> dict:
     return results
 
 
+def check_attention_tail(dtype: torch.dtype, D: int, H: int) -> dict:
+    """Rows that do and do not fill programs, as the op takes them; float32 and other widths take the parts."""
+    torch.manual_seed(0)
+    results: dict[str, object] = {"ok": True}
+    names = [
+        "y", "d_user", "d_pooled", "d_value", "d_out", "d_inner_weight", "d_inner_bias",
+        "d_weight1", "d_bias1", "d_weight2", "d_bias2", "d_outer_weight", "d_outer_bias",
+    ]  # fmt: skip
+    for rows in (1, 1040, 5003):
+        shapes = [(rows, D), (rows, H, D), (H, D, D // H), (D, D), (D,), (D,), (4 * D, D), (4 * D,), (D, 4 * D)]
+        scales = 1.0, 1.0, D**-0.5, D**-0.5, 1.0, 1.0, D**-0.5, 1.0, (4 * D) ** -0.5, 1.0, 1.0, 1.0
+        leaves = zip(shapes + [(D,)] * 3, scales, strict=True)
+        inputs = [normal(shape)[0].detach().mul(scale).to(dtype) for shape, scale in leaves]
+        found = compare(attention_tail, attention_tail_naive.attention_tail, inputs, names)
+        results |= {f"{rows} rows {name}": value for name, value in found.items() if name != "ok"}
+        results["ok"] = results["ok"] and found["ok"]
+    return results
+
+
 def check_large_sum() -> dict:
     """A bias' gradient of more than 2^31 elements, as rows and as tokens, of whole numbers: exact."""
     from laser.ops.linear.triton import column_sum
@@ -113,6 +134,10 @@ def correctness(report: Report) -> None:
         if CUDA and D > 1:
             report.attempt(f"check linear layers {name}", lambda c=(dtype, D): check_linear(*c))
             report.attempt(f"check feed-forward networks {name}", lambda c=(dtype, D): check_feed_forward(*c))
+    for dtype in (torch.bfloat16, torch.float16):
+        for D, H in ((32, 2), (64, 1), (128, 1), (128, 2), (128, 8)) if CUDA else ():
+            name = f"{str(dtype).split('.')[1]} D={D} H={H}"
+            report.attempt(f"check attention's tail {name}", lambda c=(dtype, D, H): check_attention_tail(*c))
     if CUDA:
         report.attempt("check linear layers past 2^31 elements", check_large_sum)
         report.attempt("check linear layers in a CUDA graph", check_recorded)

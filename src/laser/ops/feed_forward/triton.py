@@ -19,11 +19,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from laser.ops.products import INTERPRETED
+from laser.ops.products import half_product
 
-HALF = tl.constexpr(not INTERPRETED)
-"""Triton's interpreter multiplies bfloat16 as if it were integers; there products are float32."""
 SQRT_HALF, INVERSE_SQRT_TAU = tl.constexpr(0.5**0.5), tl.constexpr(0.3989422804014327)
+
+
+@triton.jit
+def gelu(x):
+    """x times the normal distribution function at x; float32."""
+    return 0.5 * x * (1.0 + tl.math.erf(x * SQRT_HALF))
+
+
+@triton.jit
+def gelu_slope(x):
+    """Its derivative."""
+    return 0.5 + 0.5 * tl.math.erf(x * SQRT_HALF) + x * INVERSE_SQRT_TAU * tl.exp(-0.5 * x * x)
 
 
 @triton.jit
@@ -40,10 +50,7 @@ def tile_product(
         right_at = right + (first + k_K)[:, None] * right_k + f_F[None, :] * right_f
         left_NK = tl.load(left_at, mask=(n_N < N)[:, None] & in_K[None, :], other=0.0)
         right_KF = tl.load(right_at, mask=in_K[:, None] & (f_F < F)[None, :], other=0.0)
-        if HALF:
-            sum_NF = tl.dot(left_NK, right_KF, sum_NF)
-        else:
-            sum_NF = tl.dot(left_NK.to(tl.float32), right_KF.to(tl.float32), sum_NF, input_precision="ieee")
+        sum_NF = half_product(left_NK, right_KF, sum_NF)
     return sum_NF
 
 
@@ -67,8 +74,7 @@ def hidden_kernel(
     at_NF = (group * N + n_N)[:, None] * F + f_F[None, :]
     mask_NF = (n_N < N)[:, None] & (f_F < F)[None, :]
     tl.store(hidden_HNF + at_NF, hidden_NF, mask=mask_NF)
-    hidden_NF = hidden_NF.to(tl.float32)
-    active_NF = 0.5 * hidden_NF * (1.0 + tl.math.erf(hidden_NF * SQRT_HALF))
+    active_NF = gelu(hidden_NF.to(tl.float32))
     tl.store(active_HNF + at_NF, active_NF.to(active_HNF.dtype.element_ty), mask=mask_NF)
 
 
@@ -91,9 +97,7 @@ def d_hidden_kernel(
     at_NF = (group * N + n_N)[:, None] * F + f_F[None, :]
     mask_NF = (n_N < N)[:, None] & (f_F < F)[None, :]
     hidden_NF = tl.load(hidden_HNF + at_NF, mask=mask_NF, other=0.0).to(tl.float32)
-    slope_NF = 0.5 + 0.5 * tl.math.erf(hidden_NF * SQRT_HALF)
-    slope_NF += hidden_NF * INVERSE_SQRT_TAU * tl.exp(-0.5 * hidden_NF * hidden_NF)
-    d_hidden_NF = sum_NF * slope_NF
+    d_hidden_NF = sum_NF * gelu_slope(hidden_NF)
     tl.store(d_hidden_HNF + at_NF, d_hidden_NF.to(d_hidden_HNF.dtype.element_ty), mask=mask_NF)
     tl.store(part_THF + (tile * H + group) * F + f_F, tl.sum(d_hidden_NF, axis=0), mask=f_F < F)
 
