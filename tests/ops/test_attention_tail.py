@@ -201,8 +201,11 @@ def test_what_goes_to_the_kernels(launched: list[torch.dtype]) -> None:
         attention_tail(*inputs(4, D, H, F, BFLOAT16))
     attention_tail(*inputs(4, 32, 2, 64, FLOAT32))
     with torch.autocast("cpu", FLOAT16):
-        assert attention_tail(*inputs(4, 32, 2, 64, FLOAT32)).dtype == FLOAT32
-    assert launched == [FLOAT16]
+        for dtype in (FLOAT32, FLOAT16):
+            user, *rest = inputs(4, 32, 2, 64, FLOAT32)
+            y, d_user, *_ = run(attention_tail, [user.to(dtype), *rest], torch.ones(4, 32))
+            assert (y.dtype, d_user.dtype) == (FLOAT32, dtype)
+    assert launched == [FLOAT16] * 2
 
 
 @only_interpreted
