@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from harness import CASES, CUDA, DEVICE, Report, compare, same_when_replayed, timed
 from torch import Tensor
 
+from laser.ops.attention_tail import attention_tail
+from laser.ops.attention_tail import naive as attention_tail_naive
 from laser.ops.feed_forward import grouped_feed_forward
 from laser.ops.feed_forward import naive as feed_forward_naive
 from laser.ops.linear import grouped_linear, linear, naive, side_by_side
@@ -75,6 +77,29 @@ def check_feed_forward(dtype: torch.dtype, D: int) -> dict:
     return results
 
 
+def attention_tail_inputs(rows: int, D: int, H: int, dtype: torch.dtype) -> list[Tensor]:
+    shapes = [(rows, D), (rows, H, D), (H, D, D // H), (D, D), (D,), (D,), (4 * D, D), (4 * D,), (D, 4 * D)]
+    scales = 1.0, 1.0, D**-0.5, D**-0.5, 1.0, 1.0, D**-0.5, 1.0, (4 * D) ** -0.5, 1.0, 1.0, 1.0
+    leaves = zip(shapes + [(D,)] * 3, scales, strict=True)
+    return [normal(shape)[0].detach().mul(scale).to(dtype).requires_grad_() for shape, scale in leaves]
+
+
+def check_attention_tail(dtype: torch.dtype, D: int, H: int) -> dict:
+    """Rows that do and do not fill programs, through the op."""
+    torch.manual_seed(0)
+    results: dict[str, object] = {"ok": True}
+    names = [
+        "y", "d_user", "d_pooled", "d_value", "d_out", "d_inner_weight", "d_inner_bias",
+        "d_weight1", "d_bias1", "d_weight2", "d_bias2", "d_outer_weight", "d_outer_bias",
+    ]  # fmt: skip
+    for rows in (1, 1040, 5003):
+        inputs = attention_tail_inputs(rows, D, H, dtype)
+        found = compare(attention_tail, attention_tail_naive.attention_tail, inputs, names)
+        results |= {f"{rows} rows {name}": value for name, value in found.items() if name != "ok"}
+        results["ok"] = results["ok"] and found["ok"]
+    return results
+
+
 def check_large_sum() -> dict:
     """A bias' gradient of more than 2^31 elements, as rows and as tokens, of whole numbers: exact."""
     from laser.ops.linear.triton import column_sum
@@ -96,14 +121,17 @@ def check_recorded() -> dict:
     """Forward and backward replayed on other values: the bits of calls without a graph."""
     x, weight, bias = normal((3000, 2, 128), (2, 128, 64), (64,))
     other, d = normal((64, 128), (3000, 64))
+    tail = attention_tail_inputs(1000, 128, 2, torch.float32)
 
     def step() -> list[Tensor]:
         with torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
             y = grouped_linear(x, weight).flatten(1)
             y = side_by_side([[y], [y]], [other, other], [bias, bias])[:, 64:] + linear(y, other, bias)
-        return [y, *torch.autograd.grad(y, [x, weight, bias, other], d.detach().to(y.dtype))]
+            user = attention_tail(*tail)
+        gradients = torch.autograd.grad(y, [x, weight, bias, other], d.detach().to(y.dtype))
+        return [y, *gradients, user, *torch.autograd.grad(user.square().sum(), tail)]
 
-    return same_when_replayed(step, [x, weight, bias, other])
+    return same_when_replayed(step, [x, weight, bias, other, *tail])
 
 
 def correctness(report: Report) -> None:
@@ -113,6 +141,10 @@ def correctness(report: Report) -> None:
         if CUDA and D > 1:
             report.attempt(f"check linear layers {name}", lambda c=(dtype, D): check_linear(*c))
             report.attempt(f"check feed-forward networks {name}", lambda c=(dtype, D): check_feed_forward(*c))
+    for dtype in (torch.bfloat16, torch.float16):
+        for D, H in ((32, 2), (64, 1), (128, 1), (128, 2), (128, 8)) if CUDA else ():
+            name = f"{str(dtype).split('.')[1]} D={D} H={H}"
+            report.attempt(f"check attention's tail {name}", lambda c=(dtype, D, H): check_attention_tail(*c))
     if CUDA:
         report.attempt("check linear layers past 2^31 elements", check_large_sum)
         report.attempt("check linear layers in a CUDA graph", check_recorded)
@@ -135,6 +167,17 @@ def measure(report: Report, copy_bytes_per_ms: float) -> None:
                 report.attempt(
                     f"linear layers: gradient of a bias {list(shape)}, {name}", lambda op=op, f=floor: timed(op, f, 10)
                 )
+    if CUDA:
+        inputs = attention_tail_inputs(samples, 128, 2, half)
+        upstream = torch.randn_like(inputs[0])
+        # Floors: inputs read once, the result written; and backward as much for gradients.
+        floor = sum(x.nbytes for x in (*inputs, upstream)) / copy_bytes_per_ms
+        for name, call, floors in (
+            ("forward", lambda: attention_tail(*inputs), 1),
+            ("forward + backward", lambda: torch.autograd.grad(attention_tail(*inputs), inputs, upstream), 2),
+        ):
+            what = f"attention's tail, {samples} rows, {name}"
+            report.attempt(what, lambda c=call, f=floors * floor: timed(c, f, 10))
     einsum = lambda x, weight: torch.einsum("nhi,hio->nho", x, weight)  # noqa: E731
     sizes = [(256, 128), *[(128, 128)] * 5, (64, 128), (128, 128)]
     layers = [(samples, sum(I for I, _ in sizes)), *((O, I) for I, O in sizes), *((O,) for _, O in sizes)]

@@ -21,6 +21,7 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 from laser.ops.address_copy.triton import AddressCopy
+from laser.ops.attention_tail import attention_tail
 from laser.ops.click_loss import click_loss
 from laser.ops.feed_forward import grouped_feed_forward
 from laser.ops.gated_recurrence import gated_recurrence
@@ -110,6 +111,11 @@ def call_all(dtype: torch.dtype) -> None:
         backward(grouped_linear(x, weight, bias))
         backward(linear(x, weight[0], bias[0]))
         backward(grouped_feed_forward(x, weight, bias, weight, bias))
+    for D, H in ((32, 1), (WIDTH, 1), (WIDTH, 2)):
+        shapes = (3, D), (3, H, D), (H, D, D // H), (D, D), (D,), (D,), (4 * D, D), (4 * D,), (D, 4 * D), *[(D,)] * 3
+        leaves = [torch.ones(shape, requires_grad=True) for shape in shapes]
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            backward(attention_tail(*leaves))
     keep_factor(0.1, 1, torch.tensor(2), off, off, dtype)
     keep_factor(0.1, 1, 2, off, 1024, dtype)
     click_loss(scale, scale, 7)

@@ -34,10 +34,15 @@ class FeedForward(nn.Sequential):
     def __init__(self, width: int, multiple: int = 4) -> None:
         super().__init__(linear(width, multiple * width), nn.GELU(), linear(multiple * width, width))
 
+    @property
+    def weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Weight and bias of the first layer, then of the second."""
+        first, second = cast(Linear, self[0]), cast(Linear, self[2])
+        return first.weight, first.bias, second.weight, second.bias
+
     def forward(self, input: Tensor) -> Tensor:
         """[..., width] -> [..., width]."""
-        first, second = cast(Linear, self[0]), cast(Linear, self[2])
-        return feed_forward(input, first.weight, first.bias, second.weight, second.bias)
+        return feed_forward(input, *self.weights)
 
 
 class ResidualNorm(nn.LayerNorm):

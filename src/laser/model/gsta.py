@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from laser.model.dense import FeedForward, ResidualNorm, linear
 from laser.model.folded import FoldedHeads
+from laser.ops.attention_tail import attention_tail
 from laser.ops.target_attention import joined_attention
 
 
@@ -41,8 +42,9 @@ class GlobalLayer(nn.Module):
 
     def after_attention(self, user_BD: Tensor, pooled_BHD: Tensor) -> Tensor:
         """What follows the weighted mean of the segments: u^{l-1} and it -> u^l."""
-        user_BD = self.norm_attention(user_BD, self.out(self.heads.value(pooled_BHD)))
-        return self.norm_ffn(user_BD, self.ffn(user_BD))
+        inner, outer = self.norm_attention, self.norm_ffn
+        weights = (self.heads.value_HDV, self.out.weight, inner.weight, inner.bias, *self.ffn.weights)
+        return attention_tail(user_BD, pooled_BHD, *weights, outer.weight, outer.bias, inner.eps)
 
 
 class GlobalStackedTargetAttention(nn.Module):

@@ -16,6 +16,17 @@ import triton.language as tl
 INTERPRETED = triton.knobs.runtime.interpret
 """Triton's interpreter multiplies bfloat16 as if it were integers; there products are float32."""
 PRECISION = tl.constexpr("ieee" if INTERPRETED else "bf16x6")
+HALF = tl.constexpr(not INTERPRETED)
+
+
+@triton.jit
+def half_product(left_MK, right_KN, sum_MN):
+    """sum + left right, both of one half precision, the sum in float32."""
+    if HALF:
+        sum_MN = tl.dot(left_MK, right_KN, sum_MN)
+    else:
+        sum_MN = tl.dot(left_MK.to(tl.float32), right_KN.to(tl.float32), sum_MN, input_precision="ieee")
+    return sum_MN
 
 
 @triton.jit

@@ -19,10 +19,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from laser.ops.products import INTERPRETED
+from laser.ops.products import HALF, half_product
 
-HALF = tl.constexpr(not INTERPRETED)
-"""Triton's interpreter multiplies bfloat16 as if it were integers; there products are float32."""
 INVERSE_SQRT_TAU = tl.constexpr(0.3989422804014327)
 MINUS_HALF_LOG2_E = tl.constexpr(-0.7213475204444817)
 NEARNESS = tl.constexpr(0.53 * 0.5**0.5)
@@ -85,10 +83,7 @@ def tile_product(
         right_at = right + (first + k_K)[:, None] * right_k + f_F[None, :] * right_f
         left_NK = tl.load(left_at, mask=(n_N < N)[:, None] & in_K[None, :], other=0.0)
         right_KF = tl.load(right_at, mask=in_K[:, None] & (f_F < F)[None, :], other=0.0)
-        if HALF:
-            sum_NF = tl.dot(left_NK, right_KF, sum_NF)
-        else:
-            sum_NF = tl.dot(left_NK.to(tl.float32), right_KF.to(tl.float32), sum_NF, input_precision="ieee")
+        sum_NF = half_product(left_NK, right_KF, sum_NF)
     return sum_NF
 
 
@@ -112,8 +107,7 @@ def hidden_kernel(
     at_NF = (group * N + n_N)[:, None] * F + f_F[None, :]
     mask_NF = (n_N < N)[:, None] & (f_F < F)[None, :]
     tl.store(hidden_HNF + at_NF, hidden_NF, mask=mask_NF)
-    hidden_NF = hidden_NF.to(tl.float32)
-    active_NF = gelu(hidden_NF)
+    active_NF = gelu(hidden_NF.to(tl.float32))
     tl.store(active_HNF + at_NF, active_NF.to(active_HNF.dtype.element_ty), mask=mask_NF)
 
 
