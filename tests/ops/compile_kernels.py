@@ -58,7 +58,9 @@ def compiled(self: JITFunction, *arguments: Any, grid: Any, warmup: bool = False
     values = dict(zip(self.arg_names, arguments)) | named
     fixed = {p.name: values[p.name] for p in self.params if p.is_constexpr}
     signature = {p.name: "constexpr" if p.is_constexpr else type_of(values[p.name]) for p in self.params}
-    source = ASTSource(fn=self, signature=signature, constexprs=fixed)
+    # Tensors begin at multiples of 16 bytes: else nothing is copied to shared memory ahead of its use.
+    aligned = {(place,): [["tt.divisibility", 16]] for place, kind in enumerate(signature.values()) if kind[0] == "*"}
+    source = ASTSource(fn=self, signature=signature, constexprs=fixed, attrs=aligned)
     kernel = triton.compile(source, target=GPUTarget("cuda", int(sys.argv[1]), 32), options=options)
     first = next(kind for kind in signature.values() if kind.startswith("*"))
     assert kernel.asm["cubin"]
