@@ -13,6 +13,8 @@ from laser.ops.attention_tail import attention_tail
 from laser.ops.attention_tail import naive as attention_tail_naive
 from laser.ops.feed_forward import grouped_feed_forward
 from laser.ops.feed_forward import naive as feed_forward_naive
+from laser.ops.folded_query import folded_query
+from laser.ops.folded_query import naive as folded_query_naive
 from laser.ops.linear import grouped_linear, linear, naive, side_by_side
 
 
@@ -100,6 +102,13 @@ def check_attention_tail(dtype: torch.dtype, D: int, H: int) -> dict:
     return results
 
 
+def check_folded_query(D: int, Q: int) -> dict:
+    torch.manual_seed(0)
+    inputs = normal((1041, D), (2, D, Q), (2, D, Q))
+    ours, plain = (lambda *x, op=op: op(*x, 0.3) for op in (folded_query, folded_query_naive.folded_query))
+    return compare(ours, plain, inputs, ["y", "d_source", "d_query", "d_key"])
+
+
 def check_large_sum() -> dict:
     """A bias' gradient of more than 2^31 elements, as rows and as tokens, of whole numbers: exact."""
     from laser.ops.linear.triton import column_sum
@@ -121,17 +130,19 @@ def check_recorded() -> dict:
     """Forward and backward replayed on other values: the bits of calls without a graph."""
     x, weight, bias = normal((3000, 2, 128), (2, 128, 64), (64,))
     other, d = normal((64, 128), (3000, 64))
-    tail = attention_tail_inputs(1000, 128, 2, torch.float32)
+    tail, weights = attention_tail_inputs(1000, 128, 2, torch.float32), normal((2, 128, 64), (2, 128, 64))
 
     def step() -> list[Tensor]:
         with torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
             y = grouped_linear(x, weight).flatten(1)
             y = side_by_side([[y], [y]], [other, other], [bias, bias])[:, 64:] + linear(y, other, bias)
             user = attention_tail(*tail)
+        folded = folded_query(tail[0], *weights, 0.3)
         gradients = torch.autograd.grad(y, [x, weight, bias, other], d.detach().to(y.dtype))
-        return [y, *gradients, user, *torch.autograd.grad(user.square().sum(), tail)]
+        gradients += torch.autograd.grad(user.square().sum() + folded.square().sum(), [*tail, *weights])
+        return [y, user, folded, *gradients]
 
-    return same_when_replayed(step, [x, weight, bias, other, *tail])
+    return same_when_replayed(step, [x, weight, bias, other, *tail, *weights])
 
 
 def correctness(report: Report) -> None:
@@ -145,6 +156,8 @@ def correctness(report: Report) -> None:
         for D, H in ((32, 2), (64, 1), (128, 1), (128, 2), (128, 8)) if CUDA else ():
             name = f"{str(dtype).split('.')[1]} D={D} H={H}"
             report.attempt(f"check attention's tail {name}", lambda c=(dtype, D, H): check_attention_tail(*c))
+    for D, Q in ((32, 16), (64, 32), (128, 16), (128, 64), (128, 128)) if CUDA else ():
+        report.attempt(f"check folded queries D={D} Q={Q}", lambda c=(D, Q): check_folded_query(*c))
     if CUDA:
         report.attempt("check linear layers past 2^31 elements", check_large_sum)
         report.attempt("check linear layers in a CUDA graph", check_recorded)

@@ -24,6 +24,7 @@ from laser.ops.address_copy.triton import AddressCopy
 from laser.ops.attention_tail import attention_tail
 from laser.ops.click_loss import click_loss
 from laser.ops.feed_forward import grouped_feed_forward
+from laser.ops.folded_query import folded_query
 from laser.ops.gated_recurrence import gated_recurrence
 from laser.ops.gather_sum import gather_sum
 from laser.ops.keep_factor import keep_factor
@@ -113,6 +114,9 @@ def call_all(dtype: torch.dtype) -> None:
         backward(grouped_linear(x, weight, bias))
         backward(linear(x, weight[0], bias[0]))
         backward(grouped_feed_forward(x, weight, bias, weight, bias))
+    for Q in (16, WIDTH // 2, WIDTH):
+        weights = (torch.randn(2, WIDTH, Q, requires_grad=True) for _ in range(2))
+        backward(folded_query(torch.randn(3, WIDTH, requires_grad=True), *weights, 1.0))
     for D, H in ((32, 1), (WIDTH, 1), (WIDTH, 2)):
         shapes = (3, D), (3, H, D), (H, D, D // H), (D, D), (D,), (D,), (4 * D, D), (4 * D,), (D, 4 * D), *[(D,)] * 3
         leaves = [torch.ones(shape, requires_grad=True) for shape in shapes]

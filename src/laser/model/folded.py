@@ -14,6 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from laser.ops.folded_query import folded_query
 from laser.ops.linear import grouped_linear
 
 
@@ -43,8 +44,7 @@ class FoldedHeads(nn.Module):
 
     def query(self, source_BD: Tensor) -> Tensor:
         """Score vectors in event space, [B, H, D]: ``scale * (source W_Q) W_K^T`` per head."""
-        query_BHQ = torch.einsum("bd,hdq->bhq", source_BD, self.query_HDQ)
-        return grouped_linear(query_BHQ * self.scale, self.key_HDQ.transpose(1, 2))
+        return folded_query(source_BD, self.query_HDQ, self.key_HDQ, self.scale)
 
     def value(self, pooled_NHD: Tensor) -> Tensor:
         """Values of pooled events, heads concatenated: [N, D]."""
