@@ -58,7 +58,7 @@ def check(tensors: list[Tensor], upstream: Tensor) -> list[Tensor]:
     plain, ours = run(naive.attention_tail, tensors, upstream), run(kernels, tensors, upstream)
     cut = 2**-8 if tensors[1].dtype == BFLOAT16 and upstream.device.type == "cpu" else 0.0  # the interpreter cuts
     for name, value, same_dtype, reference in zip(NAMES, ours, plain, exact, strict=True):
-        allowed = 2 * error(same_dtype, reference) + cut
+        allowed = 2 * error(same_dtype, reference) + 4 * torch.finfo(torch.float32).eps + cut
         assert (value.dtype, value.shape) == (same_dtype.dtype, same_dtype.shape), name
         assert error(value, reference) <= allowed, f"{name}: {error(value, reference):.2e} > {allowed:.2e}"
     return ours

@@ -145,14 +145,15 @@ class SparseFeedForward(nn.Module):
 class MixerBlock(nn.Module):
     """One block: token mixing, then the per-token networks, each with residual and post-norm.
 
-    Under autocast the norms leave tokens in half precision.
+    Under autocast the norms leave tokens in half precision, but the last one of the last block, whose tokens are only
+    added up: the gradient of a sum need not be written for every token where it stays in its dtype.
     """
 
-    def __init__(self, width: int, feed_forward: nn.Module) -> None:
+    def __init__(self, width: int, feed_forward: nn.Module, *, last: bool = False) -> None:
         super().__init__()
         self.norm_mix = ResidualNorm(width, widens=False)
         self.feed_forward = feed_forward
-        self.norm_ffn = ResidualNorm(width, widens=False)
+        self.norm_ffn = ResidualNorm(width, widens=last)
 
     def forward(self, x_BMD: Tensor, step: int, global_size: int) -> tuple[Tensor, Tensor | None]:
         """[B, M, D] -> [B, M, D], and the sparse network's auxiliary loss."""
@@ -204,7 +205,7 @@ class RankMixer(nn.Module):
                 if experts
                 else PerTokenFeedForward(tokens, width, multiple * width)
             )
-            self.blocks.append(MixerBlock(width, feed_forward))
+            self.blocks.append(MixerBlock(width, feed_forward, last=layer == num_layers - 1))
 
     def forward(self, tokens_BMD: Tensor, step: int, global_size: int) -> tuple[Tensor, Tensor | None]:
         """Pooled tokens [B, D], at least float32, and the sum of the blocks' auxiliary losses or ``None``."""

@@ -135,11 +135,11 @@ def d_hidden_kernel(
     tl.store(part_THF + (tile * H + group) * F + f_F, tl.sum(d_hidden_NF, axis=0), mask=f_F < F)
 
 
-def config(K: int, F: int, most_columns: int) -> dict[str, int]:
+def config(K: int, F: int, rows: int, most_columns: int) -> dict[str, int]:
     """Tile and launch: by shape, never by timing. Of small tiles some load while others take erf."""
     block_k, block_f = (max(16, int(triton.next_power_of_2(size))) for size in (K, F))
     return {
-        "BLOCK_N": 64, "BLOCK_F": min(most_columns, block_f), "BLOCK_K": min(64, block_k), "STAGES": 3, "num_warps": 4,
+        "BLOCK_N": rows, "BLOCK_F": min(most_columns, block_f), "BLOCK_K": min(64, block_k), "STAGES": 3, "num_warps": 4,
     }  # fmt: skip
 
 
@@ -148,7 +148,7 @@ def hidden(x_NHI: Tensor, weight_HIF: Tensor, bias_HF: Tensor) -> tuple[Tensor, 
     N, (H, I, F) = x_NHI.shape[0], weight_HIF.shape
     hidden_HNF = x_NHI.new_empty(H, N, F)
     active_HNF = torch.empty_like(hidden_HNF)
-    launch, options = _launch(hidden_kernel, N, H, F, I, 128)
+    launch, options = _launch(hidden_kernel, N, H, F, I, 64, 128)
     strides = (*x_NHI.stride(), *weight_HIF.stride())
     launch(x_NHI, weight_HIF, bias_HF.contiguous(), hidden_HNF, active_HNF, N, *strides, I=I, F=F, **options)
     return hidden_HNF, active_HNF
@@ -158,14 +158,14 @@ def d_hidden(d_y_NHO: Tensor, weight_HFO: Tensor, hidden_HNF: Tensor) -> tuple[T
     """Gradient of the hidden layer before GELU, contiguous [H, N, F], and of its bias, [H, F]."""
     N, (H, F, O) = d_y_NHO.shape[0], weight_HFO.shape
     d_hidden_HNF = torch.empty_like(hidden_HNF)
-    launch, options = _launch(d_hidden_kernel, N, H, F, O, 64)
+    launch, options = _launch(d_hidden_kernel, N, H, F, O, 128, 64)
     part_THF = hidden_HNF.new_empty(triton.cdiv(N, options["BLOCK_N"]), H, F, dtype=torch.float32)
     strides = (*d_y_NHO.stride(), *weight_HFO.stride())
     launch(d_y_NHO, weight_HFO, hidden_HNF, d_hidden_HNF, part_THF, N, *strides, H=H, F=F, O=O, **options)
     return d_hidden_HNF, part_THF.sum(0).to(d_y_NHO.dtype)
 
 
-def _launch(kernel: Any, N: int, H: int, F: int, K: int, most_columns: int) -> tuple[Any, dict[str, int]]:
-    options = config(K, F, most_columns)
+def _launch(kernel: Any, N: int, H: int, F: int, K: int, rows: int, most_columns: int) -> tuple[Any, dict[str, int]]:
+    options = config(K, F, rows, most_columns)
     # Neighbours share rows.
     return kernel[(triton.cdiv(N, options["BLOCK_N"]) * triton.cdiv(F, options["BLOCK_F"]), H)], options
