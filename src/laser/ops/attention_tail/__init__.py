@@ -1,7 +1,8 @@
 """What follows the weighted mean in a layer of attention: values, W_O, norm, feed-forward network, norm.
 
 On CUDA in half precision it is one kernel forward, and backward one for all gradients of rows; PyTorch multiplies for
-the gradients of weights. With rows as few as samples each of the parts, some fifteen kernels, took as long as a launch.
+the gradients of weights. With rows as few as samples the parts, one after another, would each take little more than a
+launch.
 
 ``naive`` is the specification. Off CUDA, in float32 and float64, for other sizes than those below and wherever a
 program is traced, it is ``laser.ops.linear``, ``residual_norm`` and ``feed_forward`` one after another.
