@@ -138,9 +138,8 @@ def d_hidden_kernel(
 def config(K: int, F: int, rows: int, most_columns: int) -> dict[str, int]:
     """Tile and launch: by shape, never by timing. Of small tiles some load while others take erf."""
     block_k, block_f = (max(16, int(triton.next_power_of_2(size))) for size in (K, F))
-    return {
-        "BLOCK_N": rows, "BLOCK_F": min(most_columns, block_f), "BLOCK_K": min(64, block_k), "STAGES": 3, "num_warps": 4,
-    }  # fmt: skip
+    block_f = min(most_columns, block_f)
+    return {"BLOCK_N": rows, "BLOCK_F": block_f, "BLOCK_K": min(64, block_k), "STAGES": 3, "num_warps": 4}
 
 
 def hidden(x_NHI: Tensor, weight_HIF: Tensor, bias_HF: Tensor) -> tuple[Tensor, Tensor]:
