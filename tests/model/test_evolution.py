@@ -45,3 +45,8 @@ def test_costs_count_it(schema, model):
     difference = model.costs(100).sequence_macs - plain.costs(100).sequence_macs
     assert difference == 3 * (12 * 8 * 8 + 8) + 8 * 8
     assert model.costs(2).parts["evolution"] == 2 * (12 * 8 * 8 + 8) + 8 * 8
+
+
+def test_a_negative_number_of_events_is_a_mistake(schema):
+    with pytest.raises(ValueError, match="newest_evolved is -1; give a number of events"):
+        Laser(schema, **OPTIONS | {"newest_evolved": -1})

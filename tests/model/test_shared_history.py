@@ -95,9 +95,10 @@ def test_shut_gates_are_as_if_the_event_had_none(make_batch, schema):
     assert (found.gate_HLB[:, 1, 1] == 0).all()
 
 
-def test_it_can_be_exported_as_a_graph(make_batch, schema):
+@pytest.mark.parametrize("options", [{}, {"newest_evolved": 6}], ids=str)
+def test_it_can_be_exported_as_a_graph(make_batch, schema, options):
     """For any number of candidates and of whole segments; the packed form lays out segments on the host."""
-    shared = SharedHistory(trained(schema))
+    shared = SharedHistory(trained(schema, **options))
 
     def inputs(segments: int, samples: int) -> tuple:
         batch = one_history(make_batch(schema, [40], [0] * samples), 4 * segments, samples)

@@ -133,6 +133,8 @@ class Laser(SequenceModel):
         )
         if match_gate and not match:
             raise ValueError("match_gate is true, but match names no pair of fields; name them or leave it out")
+        if newest_evolved < 0:
+            raise ValueError(f"newest_evolved is {newest_evolved}; give a number of events, or 0 to leave it out")
         self.segment_width = segment_width
         self.sta = SegmentedTargetAttention(
             width,

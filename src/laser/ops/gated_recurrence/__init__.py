@@ -56,7 +56,8 @@ def gated_recurrence(
     _check(products_BLP, scale_BL, gates_weight_PD, candidate_weight_DD)
     inputs = (products_BLP, scale_BL, *_as_autocast_would(gates_weight_PD, candidate_weight_DD))
     with torch.autocast(products_BLP.device.type, enabled=False):
-        if not _serves(*inputs):
+        # Traced first: a compiler can look into plain PyTorch alone.
+        if torch.compiler.is_compiling() or not _serves(*inputs):
             return naive.gated_recurrence(*inputs)
         return _forward(*inputs).to(products_BLP.dtype)
 
