@@ -132,6 +132,14 @@ def test_the_current_stream_waits_for_the_copy(prepared):
         assert all(torch.equal(a.cpu(), b) for a, b in zip(copies, expected, strict=True))
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="memory is page-locked for a GPU")
+def test_a_smaller_batch_takes_memory_that_is_there():
+    transfer = Transfer("cuda")
+    whole = [transfer.memory(size).untyped_storage().nbytes() for size in (1000, 10, 1200, 1000)]
+    assert whole == [1250] * 4
+    assert transfer.memory(1300).untyped_storage().nbytes() == 1625
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="streams need a GPU")
 def test_memory_is_kept_until_the_current_stream_has_used_it(prepared):
     """A batch is dropped while work on it has yet to begin; the next ones must not take its memory before."""

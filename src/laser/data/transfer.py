@@ -11,6 +11,10 @@ from laser.batch import Batch
 from laser.data.packed import Packed, plain_memory
 
 
+GROWTH = 1.25
+"""Of page-locked buffers, where a batch is larger than all before it."""
+
+
 class Sent(NamedTuple):
     """A batch whose copy has been asked for."""
 
@@ -36,13 +40,21 @@ class Transfer:
         self.device = torch.device(device)
         # Streams of this priority come from a pool of their own, so that none of them is ever one that is recorded.
         self.stream = torch.cuda.Stream(self.device, priority=-1) if self.device.type == "cuda" else None
+        self.capacity = 0
 
     def memory(self, size: int) -> Tensor:
-        """A uint8 buffer of ``size`` bytes in host memory to put a batch in, page-locked when a GPU copies it."""
+        """A uint8 buffer of ``size`` bytes in host memory to put a batch in, page-locked when a GPU copies it.
+
+        Page-locking takes long, and no thread can launch anything meanwhile. PyTorch keeps what was locked, but by
+        powers of two. So all buffers are as large as the largest batch needs and some more: a short one, or one that
+        is a little larger than others, takes what is there.
+        """
         if self.stream is None:
             return plain_memory(size)
+        if size > self.capacity:
+            self.capacity = int(size * GROWTH)
         with torch.cuda.stream(self.stream):
-            return torch.empty(size, dtype=torch.uint8, pin_memory=True)
+            return torch.empty(self.capacity, dtype=torch.uint8, pin_memory=True)[:size]
 
     def send(self, packed: Packed) -> Sent:
         """Begin the copy of a batch that is in memory from ``memory``; called by any thread."""
