@@ -10,7 +10,6 @@ from torch import Tensor
 from laser.batch import Batch
 from laser.data.packed import Packed, plain_memory
 
-
 GROWTH = 1.25
 """Of page-locked buffers, where a batch is larger than all before it."""
 
