@@ -28,7 +28,7 @@ def test_studies_of_the_project_can_be_read(path, monkeypatch):
     monkeypatch.chdir(CONF.parent)
     study = read_study(path)
     assert study.name == path.stem
-    assert len(study.seeds) == (3 if study.name == "synthetic" else 5)
+    assert len(study.seeds) == {"synthetic": 3, "globo": 3, "evolution": 9, "length_best": 10}.get(study.name, 5)
     for model, setting in study.pairs:
         for trial in range(len(study.models[model].trials)):
             assert make_run(study, model, setting, trial, 0).arguments()
