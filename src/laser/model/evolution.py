@@ -3,7 +3,7 @@
     h_i = GRU(x_i, h_{i-1});   a_i = softmax_i( h_i W t );   h'_i = (1 - a_i u_i) h'_{i-1} + a_i u_i h~_i  (AUGRU)
 
 and out is the last h' (DIEN, arXiv 1809.03672). Not in LASER's paper, whose short sequence is a mean: an option, since
-DIEN was ahead of every other model, LASER's paper form by far, where the order of events matters (``docs/study.md``).
+DIEN was the best of the baselines, and far ahead of LASER in the paper's form (``docs/study.md``).
 
 Legend of shape suffixes: B samples; L newest events, oldest first; D width.
 """
