@@ -49,8 +49,8 @@ def attention_tail(
 ) -> Tensor:
     """LN(a + W2 GELU(W1 a + b1) + b2), where a = LN(user + W_O v) and v are the values of all heads, one after another.
 
-    Exact GELU. The kernels multiply in half precision and sum in float32; norms and residuals are float32. On CUDA
-    differentiable once; equal inputs give equal bits, forward and backward.
+    GELU by erf, not tanh (``laser.ops.feed_forward``). The kernels multiply in half precision and sum in float32; norms
+    and residuals are float32. On CUDA differentiable once; equal inputs give equal bits, forward and backward.
 
     Args:
         user_ND: [N, D]; float32, bfloat16, float16, or float64 (PyTorch's).
