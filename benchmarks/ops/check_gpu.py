@@ -19,6 +19,7 @@ from pathlib import Path
 
 import dense
 import gather
+import mixed
 import recurrence
 import torch
 from checks import correctness
@@ -58,6 +59,7 @@ def main() -> None:
     dense.correctness(report)
     gather.correctness(report)
     recurrence.correctness(report)
+    mixed.correctness(report)
     if not options.checks:
         measure(report)
         dense.measure(report, copy_rate())
